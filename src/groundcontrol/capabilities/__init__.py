@@ -1,0 +1,1 @@
+"""The capabilities: one folder each, bringing kinds, reconcilers and a manifest."""

@@ -1,0 +1,1 @@
+"""The demonstration: a small world to try the program on, imported by nothing else."""

@@ -1,0 +1,1 @@
+"""The drivers: one folder per product that does what a port asks."""

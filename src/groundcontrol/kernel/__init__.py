@@ -1,0 +1,1 @@
+"""The kernel: what every capability stands on, knowing no product and no capability."""

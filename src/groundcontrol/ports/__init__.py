@@ -1,0 +1,1 @@
+"""The ports: one file per thing the world can do, protocols and values only."""
