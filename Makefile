@@ -84,7 +84,7 @@ test: $(STAMP) ## run the tests (T=tests/kernel or T='-k word'; SLOW=1: the slow
 
 .PHONY: acceptance
 acceptance: $(STAMP) ## run the tests against real parts (PART=name: only tests/acceptance/test_<name>.py)
-	@$(PYTEST) -m '' $(if $(PART),tests/acceptance/test_$(PART).py,tests/acceptance)
+	@$(PYTEST) -m '' -o timeout=900 $(if $(PART),tests/acceptance/test_$(PART).py,tests/acceptance)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy and import-linter only
