@@ -58,6 +58,7 @@ class GroundError(Exception):
 
     status: ClassVar[int] = 500
     retry: ClassVar[Retry] = "stop"
+    """`stop`: it fails again; `again`: read, decide, retry; `later`: retry after a while; `ask`: look first."""
 
     def __init__(self, message: str, *, problems: tuple[Problem, ...] = (), retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -102,25 +103,25 @@ class Conflict(GroundError):
     """Somebody else changed it meanwhile."""
 
     status = 409
-    retry = "again"
+    retry: ClassVar[Retry] = "again"
 
 
 class AlreadyExists(Conflict):
     """A resource of that name exists."""
 
-    retry = "stop"
+    retry: ClassVar[Retry] = "stop"
 
 
 class Claimed(Conflict):
     """The thing outside belongs to another resource, which the message names."""
 
-    retry = "stop"
+    retry: ClassVar[Retry] = "stop"
 
 
 class PlanChanged(Conflict):
     """What stands is not what was approved."""
 
-    retry = "stop"
+    retry: ClassVar[Retry] = "stop"
 
 
 class TooOld(GroundError):
@@ -139,7 +140,7 @@ class TooMany(GroundError):
     """Too many calls; `retry_after` says when to come back."""
 
     status = 429
-    retry = "later"
+    retry: ClassVar[Retry] = "later"
 
 
 class Fenced(GroundError):
@@ -152,10 +153,10 @@ class Unavailable(GroundError):
     """Something outside did not answer, or said it cannot now. Nothing was changed."""
 
     status = 503
-    retry = "later"
+    retry: ClassVar[Retry] = "later"
 
 
 class OutcomeUnknown(Unavailable):
     """A call was sent and its answer never came: it may have happened."""
 
-    retry = "ask"
+    retry: ClassVar[Retry] = "ask"

@@ -134,7 +134,7 @@ class Column:
 
     title: str
     path: str
-    """Dotted path in the document; `conditions.Ready` reads that condition's status; `age:` before a path shows an age."""
+    """Dotted path in the document; `conditions.Ready` reads that condition's status; `age:` before it shows an age."""
     wide: bool = False
 
 
@@ -299,7 +299,16 @@ class Kinds:
 
 
 SERVER_FIELDS = frozenset(
-    "generation resourceVersion uid creationTimestamp deletionTimestamp finalizers ownerReferences managers".split()
+    {
+        "generation",
+        "resourceVersion",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "finalizers",
+        "ownerReferences",
+        "managers",
+    }
 )
 
 
@@ -419,7 +428,7 @@ _TERM = re.compile(r"\s*([^\s,!=()]+)\s*(?:(==|=|!=)\s*([^\s,!=()]*)|\s+(in|noti
 
 
 def selector(text: str, *, fields: bool = False) -> Callable[[Mapping[str, Any]], bool]:
-    """A label selector (`a=b,c!=d,e in (f,g),h,!i`), or a field selector over dotted paths, as a predicate on documents."""
+    """A label selector (`a=b,c!=d,e in (f,g),h,!i`), or a field selector over dotted paths, as a test of documents."""
     tests: list[tuple[str, str, tuple[str, ...]]] = []
     position = 0
     while position < len(text):
@@ -427,7 +436,9 @@ def selector(text: str, *, fields: bool = False) -> Callable[[Mapping[str, Any]]
         start = text.index("!", position) + 1 if negated else position
         match = _TERM.match(text, start)
         if not match or (negated and (match[2] or match[4])):
-            raise Invalid(f"selector {text!r} is wrong at character {position + 1}; write a=b, a!=b, a in (b,c), a or !a")
+            raise Invalid(
+                f"selector {text!r} is wrong at character {position + 1}; write a=b, a!=b, a in (b,c), a or !a"
+            )
         key, op, value, setop, members = match.groups()
         if setop:
             tests.append((key, setop, tuple(m.strip() for m in members.split(","))))

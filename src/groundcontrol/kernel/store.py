@@ -1,0 +1,412 @@
+"""Where resources live: one writer with group commit, numbered events, and a cache that serves every read.
+
+`write(act)` runs `act(tx)` in its own savepoint inside the next group commit and returns once that commit is on disk.
+What `act` raises undoes only its own writes. After the commit the batch is put into the cache and handed to watchers,
+so a watcher never meets a lower number late. Reads come from the cache; claims, approvals, budgets and permissions
+are read inside the writing transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+
+from groundcontrol.kernel import tables
+from groundcontrol.kernel.errors import Fenced, GroundError, TooOld, Unavailable
+from groundcontrol.kernel.migrations import migrate
+from groundcontrol.kernel.resource import Doc, Key, Kinds
+from groundcontrol.kernel.tx import Event, Tx
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+BATCH = 256
+"""Most acts in one group commit."""
+RING = 20_000
+"""Events kept in memory for watchers; older ones come from the database."""
+
+
+class Entry(NamedTuple):
+    """One resource in the cache. `doc` decodes afresh, so that nobody can change what others read."""
+
+    key: Key
+    uid: str
+    seq: int
+    labels: dict[str, str]
+    owner_uid: str
+    raw: bytes
+
+    @property
+    def doc(self) -> Doc:
+        return msgspec.json.decode(self.raw)  # type: ignore[no-any-return]
+
+
+def _entry(key: Key, raw: bytes) -> Entry:
+    meta = msgspec.json.decode(raw)["metadata"]
+    owners = meta.get("ownerReferences") or ({"uid": ""},)
+    return Entry(key, meta["uid"], meta["resourceVersion"], meta.get("labels") or {}, owners[0]["uid"], raw)
+
+
+class Subscription:
+    """Committed events in order, for one watcher. Iterate, or `get`; `close` when done."""
+
+    def __init__(self, store: Store, backlog: list[Event]) -> None:
+        self._store = store
+        self._queue: queue.SimpleQueue[tuple[Event, ...] | None] = queue.SimpleQueue()
+        self.on_event: Callable[[], None] | None = None
+        """Called (from the writer thread) after something was put in; it must return at once."""
+        if backlog:
+            self._queue.put(tuple(backlog))
+
+    def put(self, batch: tuple[Event, ...] | None) -> None:
+        self._queue.put(batch)
+        if self.on_event:
+            self.on_event()
+
+    def get(self, timeout: float | None = None) -> tuple[Event, ...] | None:
+        """The next batch; empty after `timeout` seconds without one; None once the store is closed."""
+        try:
+            return self._queue.get(block=timeout != 0, timeout=timeout or None)
+        except queue.Empty:
+            return ()
+
+    def __iter__(self) -> Iterator[tuple[Event, ...]]:
+        while (batch := self.get()) is not None:
+            yield batch
+
+    def close(self) -> None:
+        self._store._unsubscribe(self)
+        self._queue.put(None)
+
+
+class Store:
+    """The store of one installation. `url` is a SQLAlchemy URL; `lock` a file only one server may hold."""
+
+    def __init__(
+        self,
+        url: str,
+        kinds: Kinds,
+        *,
+        lock: Path | None = None,
+        keep_events: int = 100_000,
+        clock: Callable[[], float] = time.time,
+        finalizers: frozenset[str] = frozenset(),
+    ) -> None:
+        self.kinds = kinds
+        self.clock = clock
+        self.finalizers = finalizers
+        """Kinds whose resources must be taken down by their reconciler before they may go."""
+        self.installation = ""
+        self.incarnation = ""
+        self.epoch = 0
+        self.sequence = 0
+        self._url, self._lock_path, self._keep = url, lock, keep_events
+        self._lock_file: int | None = None
+        self._acts: queue.SimpleQueue[tuple[Callable[[Tx], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._cache: dict[str, dict[tuple[str, str], Entry]] = {}
+        self._by_uid: dict[str, Entry] = {}
+        self._children: dict[str, dict[Key, None]] = {}
+        self._ring: deque[Event] = deque(maxlen=RING)
+        self._subscriptions: list[Subscription] = []
+        self._mutex = threading.Condition()
+        self._fact_hooks: list[Callable[[], None]] = []
+        self._next_trim = 0
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self) -> Store:
+        """Take the lock, bring the schema up to date, begin a new epoch, fill the cache, start the writer."""
+        if self._lock_path:
+            self._lock_file = _lock(self._lock_path)
+        self._engine = _engine(self._url)
+        migrate(self._engine)
+        with self._engine.begin() as conn:
+            self.installation = _meta(conn, "installation", lambda: uuid.uuid4().hex[:12])
+            self.incarnation = _meta(conn, "incarnation", lambda: uuid.uuid4().hex[:8])
+            self.sequence = int(_meta(conn, "sequence", lambda: "0"))
+            self.fact_sequence = int(_meta(conn, "factSequence", lambda: "0"))
+            self.epoch = _next_epoch(conn, self.clock())
+            for row in conn.execute(sa.select(*(tables.resources.c[c] for c in ("kind", "namespace", "name", "doc")))):
+                self._put(_entry(Key(row.kind, row.namespace, row.name), row.doc))
+        self._writer = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._writer.start()
+        return self
+
+    def close(self) -> None:
+        """Finish what was handed in, then let go of everything."""
+        if self._writer:
+            self._acts.put(None)
+            self._writer.join()
+            self._writer = None
+        with self._mutex:
+            for subscription in self._subscriptions:
+                subscription.put(None)
+            self._subscriptions.clear()
+        self._engine.dispose()
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def write(self, act: Callable[[Tx], T], timeout: float = 60.0) -> T:
+        """Run `act` in the next group commit; returns its result once that is durable, or raises what it raised."""
+        return self.submit(act).result(timeout)
+
+    def submit(self, act: Callable[[Tx], T]) -> Future[T]:
+        """As `write`, without waiting."""
+        future: Future[T] = Future()
+        if self._writer is None:
+            raise Unavailable("the store is closed")
+        self._acts.put((act, future))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            first = self._acts.get()
+            if first is None:
+                return
+            batch, ending = [first], False
+            while len(batch) < BATCH and not self._acts.empty():
+                act = self._acts.get()
+                if act is None:
+                    ending = True
+                    break
+                batch.append(act)
+            self._commit(batch)
+            if ending:
+                return
+
+    def _commit(self, batch: list[tuple[Callable[[Tx], Any], Future[Any]]]) -> None:
+        answers: list[tuple[Future[Any], Any, BaseException | None]] = []
+        tx: Tx | None = None
+        try:
+            with self._engine.connect() as conn, conn.begin():
+                self._check_epoch(conn)
+                tx = Tx(self, conn, self.sequence, self.fact_sequence)
+                for act, future in batch:
+                    mark = tx.mark()
+                    savepoint = conn.begin_nested()
+                    try:
+                        result = act(tx)
+                        savepoint.commit()
+                        answers.append((future, result, None))
+                    except Exception as error:
+                        savepoint.rollback()
+                        tx.rewind(mark)
+                        answers.append((future, None, error))
+                tx.finish()
+                self._trim(conn, tx)
+        except GroundError as error:
+            self._fail(batch, error)
+            return
+        except Exception as error:
+            log.exception("group commit failed", extra={"acts": len(batch)})
+            failure = Unavailable(f"the store could not commit: {error}; nothing of this was written")
+            failure.__cause__ = error
+            self._fail(batch, failure)
+            return
+        self._publish(tx)
+        for future, result, problem in answers:
+            if problem is not None:
+                future.set_exception(problem)
+            else:
+                future.set_result(result)
+
+    @staticmethod
+    def _fail(batch: list[tuple[Callable[[Tx], Any], Future[Any]]], error: GroundError) -> None:
+        for _, future in batch:
+            future.set_exception(error)
+
+    def _check_epoch(self, conn: sa.Connection) -> None:
+        row = conn.execute(_EPOCH, {"shard": "server"}).first()
+        if row is None or row.epoch != self.epoch:
+            raise Fenced(f"another server took over this store (its epoch is {row and row.epoch}, ours {self.epoch})")
+
+    def _trim(self, conn: sa.Connection, tx: Tx) -> None:
+        """Drop old events, now and then."""
+        if tx.sequence < self._next_trim:
+            return
+        self._next_trim = tx.sequence + max(1, self._keep // 20)
+        conn.execute(sa.delete(tables.events).where(tables.events.c.seq <= tx.sequence - self._keep))
+
+    def _publish(self, tx: Tx) -> None:
+        with self._mutex:
+            for change in tx.events:
+                if change.type == "DELETED":
+                    self._drop(change.key)
+                else:
+                    self._put(_entry(change.key, change.raw))
+            self._ring.extend(tx.events)
+            self.sequence, self.fact_sequence = tx.sequence, tx.fact_sequence
+            if tx.events:
+                batch = tuple(tx.events)
+                for subscription in self._subscriptions:
+                    subscription.put(batch)
+            self._mutex.notify_all()
+        if tx.facts:
+            for hook in self._fact_hooks:
+                hook()
+
+    # ── cache ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _put(self, entry: Entry) -> None:
+        self._cache.setdefault(entry.key.kind, {})[entry.key.namespace, entry.key.name] = entry
+        self._by_uid[entry.uid] = entry
+        if entry.owner_uid:
+            self._children.setdefault(entry.owner_uid, {})[entry.key] = None
+
+    def _drop(self, key: Key) -> None:
+        entry = self._cache.get(key.kind, {}).pop((key.namespace, key.name), None)
+        if entry:
+            self._by_uid.pop(entry.uid, None)
+            if entry.owner_uid:
+                self._children.get(entry.owner_uid, {}).pop(key, None)
+            self._children.pop(entry.uid, None)
+
+    def entry(self, key: Key) -> Entry | None:
+        return self._cache.get(key.kind, {}).get((key.namespace, key.name))
+
+    def get(self, key: Key) -> Doc | None:
+        """The document, or None. The caller may change what it gets."""
+        entry = self.entry(key)
+        return entry.doc if entry else None
+
+    def by_uid(self, uid: str) -> Entry | None:
+        return self._by_uid.get(uid)
+
+    def entries(self, kind: str, namespace: str | None = None) -> list[Entry]:
+        """All of a kind, ordered by namespace and name; a consistent copy."""
+        with self._mutex:
+            found = list(self._cache.get(kind, {}).values())
+        if namespace is not None:
+            found = [e for e in found if e.key.namespace == namespace]
+        return sorted(found, key=lambda e: (e.key.namespace, e.key.name))
+
+    def children(self, uid: str) -> list[Entry]:
+        """What was made for this resource, by its first owner reference, in order of name."""
+        with self._mutex:
+            keys = list(self._children.get(uid, ()))
+        return [e for e in (self.entry(k) for k in sorted(keys)) if e]
+
+    def count(self, kind: str) -> int:
+        return len(self._cache.get(kind, ()))
+
+    # ── watching ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def subscribe(self, since: int | None = None) -> Subscription:
+        """Events after number `since` (None: from now on). TooOld when some of them are no longer kept."""
+        with self._mutex:
+            backlog: list[Event] = []
+            if since is not None and since < self.sequence:
+                backlog = self._events_after(since)
+            elif since is not None and since > self.sequence:
+                raise TooOld(f"event {since} is not of this history (we are at {self.sequence}); list again")
+            subscription = Subscription(self, backlog)
+            self._subscriptions.append(subscription)
+            return subscription
+
+    def _events_after(self, since: int) -> list[Event]:
+        if self._ring and self._ring[0].seq <= since + 1:
+            return [e for e in self._ring if e.seq > since]
+        with self._engine.connect() as conn:
+            rows = conn.execute(
+                sa.select(tables.events).where(tables.events.c.seq > since).order_by(tables.events.c.seq)
+            ).all()
+        if not rows or rows[0].seq != since + 1:
+            raise TooOld(f"events after {since} are no longer kept; list again")
+        return [Event(r.seq, r.type, Key(r.kind, r.namespace, r.name), r.doc) for r in rows]
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        with self._mutex, contextlib.suppress(ValueError):
+            self._subscriptions.remove(subscription)
+
+    def wait_for(self, sequence: int, timeout: float) -> bool:
+        """Block until the cache is not older than `sequence`."""
+        with self._mutex:
+            return self._mutex.wait_for(lambda: self.sequence >= sequence, timeout)
+
+    # ── other tables ────────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection that sees committed state; for facts, plans, tokens and the like."""
+        with self._engine.connect() as conn:
+            yield conn
+
+    def on_facts(self, hook: Callable[[], None]) -> None:
+        """Call `hook` after each commit that wrote facts; it must return at once."""
+        self._fact_hooks.append(hook)
+
+
+_EPOCH = sa.select(tables.leases.c.epoch).where(tables.leases.c.shard == sa.bindparam("shard"))
+
+
+def _lock(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Unavailable(
+            f"another server runs on {path.parent}; stop it first, or give this one its own `data`"
+        ) from None
+    return handle
+
+
+def _engine(url: str) -> sa.Engine:
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @sa_event.listens_for(engine, "connect")
+        def _connect(connection: Any, _: Any) -> None:
+            connection.isolation_level = None  # we say BEGIN ourselves, so that savepoints work
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @sa_event.listens_for(engine, "begin")
+        def _begin(conn: sa.Connection) -> None:
+            conn.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def _meta(conn: sa.Connection, key: str, make: Callable[[], str]) -> str:
+    row = conn.execute(sa.select(tables.meta.c.value).where(tables.meta.c.key == key)).first()
+    if row:
+        return str(row.value)
+    value = make()
+    conn.execute(sa.insert(tables.meta).values(key=key, value=value))
+    return value
+
+
+def _next_epoch(conn: sa.Connection, now: float) -> int:
+    row = conn.execute(_EPOCH, {"shard": "server"}).first()
+    holder = f"{os.uname().nodename}:{os.getpid()}"
+    if row is None:
+        conn.execute(sa.insert(tables.leases).values(shard="server", holder=holder, epoch=1, expires=now))
+        return 1
+    epoch = int(row.epoch) + 1
+    conn.execute(
+        sa.update(tables.leases)
+        .where(tables.leases.c.shard == "server")
+        .values(holder=holder, epoch=epoch, expires=now)
+    )
+    return epoch
