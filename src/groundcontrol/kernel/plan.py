@@ -48,8 +48,10 @@ class Change:
     """Why, for people; not part of the digest."""
     payload: Any = None
     """What the reconciler needs to apply it; not part of the digest, never logged."""
-    weight: int = 1
-    """How many things it destroys, when one change destroys several."""
+    event: str = ""
+    """Word for the timeline when it was made; the verb when empty."""
+    warning: bool = False
+    """The timeline entry is a warning, for example because somebody had changed something by hand."""
 
     @property
     def digest(self) -> str:
@@ -92,6 +94,8 @@ class Plan:
     """What is there and is not ours: reported and left."""
     waiting: str = ""
     """What it waits for before more can be planned; empty when nothing."""
+    again: float | None = None
+    """Seconds after which to look again even if nothing is heard."""
 
     @property
     def digest(self) -> str:

@@ -201,15 +201,9 @@ class Store:
                 self._check_epoch(conn)
                 tx = Tx(self, conn, self.sequence, self.fact_sequence)
                 for act, future in batch:
-                    mark = tx.mark()
-                    savepoint = conn.begin_nested()
                     try:
-                        result = act(tx)
-                        savepoint.commit()
-                        answers.append((future, result, None))
+                        answers.append((future, tx.attempt(act), None))
                     except Exception as error:
-                        savepoint.rollback()
-                        tx.rewind(mark)
                         answers.append((future, None, error))
                 tx.finish()
                 self._trim(conn, tx)

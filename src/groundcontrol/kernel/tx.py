@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -20,6 +20,8 @@ from groundcontrol.kernel.resource import Doc, Key, did_you_mean, key_of, now
 
 if TYPE_CHECKING:
     from groundcontrol.kernel.store import Store
+
+T = TypeVar("T")
 
 SERVER = "server"
 """The manager of fields that reconcilers set on resources they made themselves."""
@@ -72,6 +74,19 @@ class Tx:
                 self._overlay[key] = raw
             else:
                 self._overlay.pop(key, None)
+
+    def attempt(self, act: Callable[[Tx], T]) -> T:
+        """Run a part of this act on its own: if it raises, only its own writes are undone."""
+        mark = self.mark()
+        savepoint = self.conn.begin_nested()
+        try:
+            result = act(self)
+        except BaseException:
+            savepoint.rollback()
+            self.rewind(mark)
+            raise
+        savepoint.commit()
+        return result
 
     def finish(self) -> None:
         """Write events, facts and counters; the last thing before the commit."""

@@ -1,0 +1,124 @@
+"""Who owns what outside, and which calls may be under way.
+
+Everything outside has one owner: (driver instance, type, id[, field]). A change first claims its target; a target
+claimed by another resource is refused by name; a claim is let go only when the thing is confirmed gone.
+
+A call that changes something is preceded by an intent, committed before it is sent and closed with its outcome. An
+intent left open by a dead worker, or closed without an answer, is resolved by looking: the intent's key is in the
+thing itself, so that a create is found again and never repeated blindly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from groundcontrol.kernel import tables
+from groundcontrol.kernel.errors import Claimed
+from groundcontrol.kernel.plan import Change, Target
+from groundcontrol.kernel.resource import Key
+from groundcontrol.kernel.tx import Tx
+
+_c, _i = tables.claims, tables.intents
+
+
+class Claim(NamedTuple):
+    """One thing outside (or one field of it) and the resource it belongs to."""
+
+    target: Target
+    field: str
+    owner: str
+    owner_uid: str
+    since: float
+
+
+class Intent(NamedTuple):
+    """A call that may have been made."""
+
+    key: str
+    target: Target
+    verb: str
+    owner: str
+    owner_uid: str
+    epoch: int
+    opened: float
+    state: str
+    """`open` (a worker is at it, or died at it) or `unknown` (sent, no answer)."""
+
+
+def claim(tx: Tx, target: Target, owner: Key, owner_uid: str, field: str = "") -> None:
+    """Make `owner` the one owner; harmless when it is already. Claimed names the other owner."""
+    row = tx.conn.execute(_where_claim(sa.select(_c), target, field)).first()
+    if row is None:
+        tx.conn.execute(
+            sa.insert(_c).values(**target._asdict(), field=field, owner=str(owner), owner_uid=owner_uid, since=tx.time)
+        )
+    elif row.owner_uid != owner_uid:
+        raise Claimed(f"{target} belongs to {row.owner}; {owner} may not touch it")
+
+
+def release(tx: Tx, target: Target, owner_uid: str, field: str = "") -> None:
+    """Let go of a thing that was confirmed gone."""
+    tx.conn.execute(_where_claim(sa.delete(_c), target, field).where(_c.c.owner_uid == owner_uid))
+
+
+def claims_of(conn: sa.Connection, owner_uid: str) -> dict[Target, Claim]:
+    """What a resource owns outside."""
+    rows = conn.execute(sa.select(_c).where(_c.c.owner_uid == owner_uid).order_by(_c.c.since))
+    found = (Claim(Target(r.driver, r.type, r.id), r.field, r.owner, r.owner_uid, r.since) for r in rows)
+    return {c.target: c for c in found}
+
+
+def owners_at(conn: sa.Connection, driver: str) -> dict[tuple[str, str], str]:
+    """(type, id) to owner uid, for everything claimed at one driver instance."""
+    rows = conn.execute(sa.select(_c.c.type, _c.c.id, _c.c.owner_uid).where(_c.c.driver == driver))
+    return {(r.type, r.id): r.owner_uid for r in rows}
+
+
+def _where_claim(statement: Any, target: Target, field: str) -> Any:
+    return statement.where(
+        _c.c.driver == target.driver, _c.c.type == target.type, _c.c.id == target.id, _c.c.field == field
+    )
+
+
+def change_key(owner_uid: str, change: Change) -> str:
+    """The name of this change of this owner, the same at every attempt."""
+    return "c-" + hashlib.sha256(f"{owner_uid} {change.digest}".encode()).hexdigest()[:24]
+
+
+def open_intent(tx: Tx, change: Change, owner: Key, owner_uid: str) -> str:
+    """Say, before a call, that it may happen; returns the change key. An older intent of the same change is renewed."""
+    key = change_key(owner_uid, change)
+    tx.conn.execute(sa.delete(_i).where(_i.c.key == key))
+    tx.conn.execute(
+        sa.insert(_i).values(
+            key=key,
+            **change.target._asdict(),
+            verb=change.verb,
+            owner=str(owner),
+            owner_uid=owner_uid,
+            epoch=tx.store.epoch,
+            opened=tx.time,
+            state="open",
+        )
+    )
+    return key
+
+
+def close_intent(tx: Tx, key: str, *, unknown: bool = False) -> None:
+    """The call is over: its outcome is known and recorded, or it is not known."""
+    if unknown:
+        tx.conn.execute(sa.update(_i).where(_i.c.key == key).values(state="unknown", opened=tx.time))
+    else:
+        tx.conn.execute(sa.delete(_i).where(_i.c.key == key))
+
+
+def intents_of(conn: sa.Connection, owner_uid: str) -> tuple[Intent, ...]:
+    """Calls for this resource whose outcome is not recorded."""
+    rows = conn.execute(sa.select(_i).where(_i.c.owner_uid == owner_uid).order_by(_i.c.opened))
+    return tuple(
+        Intent(r.key, Target(r.driver, r.type, r.id), r.verb, r.owner, r.owner_uid, r.epoch, r.opened, r.state)
+        for r in rows
+    )

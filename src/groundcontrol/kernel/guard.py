@@ -1,0 +1,329 @@
+"""What stands between a plan and the world: limits, approvals and holds, all read and spent in the store.
+
+Destructive changes are counted per scope and rolling window *across all plans*, since a wrong selector makes a
+thousand resources plan one deletion each. What does not fit is held, grouped by the scope it did not fit in; that
+group is the plan a person sees, with a digest over exactly its changes.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from groundcontrol.kernel import tables
+from groundcontrol.kernel.errors import Invalid, NotFound, PlanChanged, Problem
+from groundcontrol.kernel.plan import Change, Limit, Spent, digest_of, over_limit
+from groundcontrol.kernel.resource import Key, now
+from groundcontrol.kernel.store import Store
+from groundcontrol.kernel.tx import Tx
+
+_h, _a, _s, _o = tables.held, tables.approvals, tables.spent, tables.holds
+
+APPROVAL_LASTS = 86_400.0
+"""Seconds for which an approved digest stands."""
+
+
+class Scope(NamedTuple):
+    """One budget that a change counts against."""
+
+    scope: str
+    """As in `Limit.scope`."""
+    value: str
+    total: int
+    """How many things of this kind the scope has now."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.scope}:{self.value}"
+
+
+class Verdict(NamedTuple):
+    """What may be done now, and what waits."""
+
+    allowed: tuple[Change, ...]
+    held: tuple[Change, ...] = ()
+    plan: str = ""
+    """Id of the plan that the held ones are part of."""
+    reason: str = ""
+    """Why, as a sentence."""
+
+
+def decide(
+    tx: Tx, owner: Key, owner_uid: str, changes: Sequence[Change], scopes: Sequence[Scope], limits: Iterable[Limit]
+) -> Verdict:
+    """Sort the changes of one plan into allowed and held, spend the budget of what is allowed, record what is held."""
+    risky = [c for c in changes if c.destructive]
+    previous = {
+        r.digest: r.since
+        for r in tx.conn.execute(sa.select(_h.c.digest, _h.c.since).where(_h.c.owner_uid == owner_uid))
+    }
+    if previous:
+        tx.conn.execute(sa.delete(_h).where(_h.c.owner_uid == owner_uid))
+    if not risky:
+        return Verdict(tuple(changes))
+    passed, refusal = _answered(tx, owner_uid, risky, scopes)
+    rest = [c for c in risky if c.digest not in passed]
+    over = _exceeded(tx, rest, scopes, limits) if rest else None
+    if over is None:
+        _spend(tx, owner_uid, rest, scopes)
+        return Verdict(tuple(changes))
+    scope, reason = over
+    reason = refusal or reason
+    for change in rest:
+        tx.conn.execute(
+            sa.insert(_h).values(
+                owner_uid=owner_uid,
+                digest=change.digest,
+                scope=scope.id,
+                owner=str(owner),
+                change=msgspec.json.encode(change.as_dict(str(owner))),
+                reason=reason,
+                since=previous.get(change.digest, tx.time),
+            )
+        )
+    held = {c.digest for c in rest}
+    if not held <= previous.keys():
+        tx.event(owner, owner_uid, "Held", f"{len(rest)} changes wait for approval: {reason}", warning=True)
+    return Verdict(tuple(c for c in changes if c.digest not in held), tuple(rest), scope.id, reason)
+
+
+def _answered(tx: Tx, owner_uid: str, risky: list[Change], scopes: Sequence[Scope]) -> tuple[set[str], str]:
+    """Digests that may pass because they were counted or approved before; and what a person said against the rest."""
+    digests = {c.digest for c in risky}
+    passed = {
+        r.digest
+        for r in tx.conn.execute(
+            sa.select(_s.c.digest).where(_s.c.owner_uid == owner_uid, _s.c.digest.in_(digests)).distinct()
+        )
+    }
+    refusal = ""
+    rows = tx.conn.execute(sa.select(_a).where(_a.c.scope.in_([s.id for s in scopes])).order_by(_a.c.at)).all()
+    refused: set[str] = set()
+    for row in rows:
+        if row.until < tx.time:
+            continue
+        named = digests & set(msgspec.json.decode(row.digests))
+        if row.state == "refused":
+            refused |= named
+            refusal = f"refused by {row.subject}: {row.reason}" if named else refusal
+        elif row.verb:
+            fits = [c for c in risky if c.verb == row.verb and c.digest not in passed][: row.remaining]
+            if fits:
+                tx.conn.execute(sa.update(_a).where(_a.c.id == row.id).values(remaining=row.remaining - len(fits)))
+                _spend(tx, owner_uid, fits, [Scope("approval", row.id, 0)])
+                passed |= {c.digest for c in fits}
+        else:
+            passed |= named
+            refused -= named
+    return passed - refused, refusal if refused else ""
+
+
+def _exceeded(tx: Tx, rest: list[Change], scopes: Sequence[Scope], limits: Iterable[Limit]) -> tuple[Scope, str] | None:
+    for limit in limits:
+        for scope in scopes:
+            if scope.scope != limit.scope:
+                continue
+            used = tx.conn.execute(
+                sa.select(sa.func.coalesce(sa.func.sum(_s.c.weight), 0)).where(
+                    _s.c.scope == scope.id, _s.c.at > tx.time - limit.window
+                )
+            ).scalar_one()
+            # What was deleted in the window was there when it opened, so the share is taken of what there was then.
+            if reason := over_limit(limit, scope.value, Spent(int(used), scope.total + int(used)), len(rest)):
+                return scope, reason
+    return None
+
+
+def _spend(tx: Tx, owner_uid: str, changes: Iterable[Change], scopes: Sequence[Scope]) -> None:
+    rows = [
+        {"scope": s.id, "digest": c.digest, "owner_uid": owner_uid, "weight": 1, "at": tx.time}
+        for c in changes
+        for s in scopes
+    ]
+    if rows:
+        tx.conn.execute(sa.insert(_s), rows)
+        tx.conn.execute(sa.delete(_s).where(_s.c.at < tx.time - 7 * 86_400))
+
+
+# ── what people see and answer ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _plan(scope: str, rows: Sequence[Any]) -> dict[str, Any]:
+    changes = sorted((msgspec.json.decode(r.change) for r in rows), key=lambda c: sorted(c["target"].values()))
+    return {
+        "id": scope,
+        "scope": scope,
+        "state": "held",
+        "digest": digest_of({c["digest"] for c in changes}),
+        "reason": rows[0].reason,
+        "since": now(min(r.since for r in rows)),
+        "changes": changes,
+    }
+
+
+def held_plans(conn: sa.Connection) -> list[dict[str, Any]]:
+    """Everything that waits, grouped by the scope whose budget it did not fit in."""
+    groups: dict[str, list[Any]] = {}
+    for row in conn.execute(sa.select(_h).order_by(_h.c.scope, _h.c.owner)):
+        groups.setdefault(row.scope, []).append(row)
+    return [_plan(scope, rows) for scope, rows in groups.items()]
+
+
+def answered_plans(conn: sa.Connection, state: str, limit: int = 100) -> list[dict[str, Any]]:
+    """Past answers, newest first."""
+    rows = conn.execute(sa.select(_a).where(_a.c.state == state).order_by(_a.c.at.desc()).limit(limit))
+    return [
+        {
+            "id": r.id,
+            "scope": r.scope,
+            "state": r.state,
+            "digest": digest_of(msgspec.json.decode(r.digests)),
+            "reason": r.reason,
+            "since": now(r.at),
+            "changes": [],
+            "approval": {
+                "subject": r.subject,
+                "until": now(r.until),
+                **({"bound": {"verb": r.verb, "remaining": r.remaining}} if r.verb else {}),
+            },
+        }
+        for r in rows
+    ]
+
+
+class Answer(NamedTuple):
+    """What an answer was given to, and who has to look again."""
+
+    plan: dict[str, Any]
+    owner_uids: tuple[str, ...]
+
+
+def _answer(tx: Tx, scope: str, digest: str, state: str, subject: str, reason: str) -> Answer:
+    rows = tx.conn.execute(sa.select(_h).where(_h.c.scope == scope)).all()
+    if not rows:
+        raise NotFound(f"no plan {scope} is held; `ground plan list` shows what is")
+    plan = _plan(scope, rows)
+    if plan["digest"] != digest:
+        raise PlanChanged(
+            f"plan {scope} is not the one you saw; it now has {len(rows)} changes, digest {plan['digest']}; look again"
+        )
+    digests = msgspec.json.encode(sorted({r.digest for r in rows}))
+    _record(tx, scope, state, subject, reason, digests=digests, until=tx.time + APPROVAL_LASTS)
+    return Answer({**plan, "state": state}, tuple({r.owner_uid for r in rows}))
+
+
+def approve(tx: Tx, scope: str, digest: str, subject: str, reason: str) -> Answer:
+    """Let exactly these changes pass. PlanChanged when the digest is not the one that stands."""
+    return _answer(tx, scope, digest, "approved", subject, reason)
+
+
+def refuse(tx: Tx, scope: str, digest: str, subject: str, reason: str) -> Answer:
+    """Hold these changes until somebody approves them after all, or they are no longer planned."""
+    return _answer(tx, scope, digest, "refused", subject, reason)
+
+
+def approve_bound(tx: Tx, scope: str, verb: str, count: int, until: float, subject: str, reason: str) -> Answer:
+    """Let up to `count` changes of `verb` in this scope pass until a time, whatever they are."""
+    problems = []
+    if not 0 < count <= 10_000:
+        problems.append(Problem("must be between 1 and 10000", "bound.count"))
+    if not tx.time < until <= tx.time + 7 * 86_400:
+        problems.append(Problem("must be a time within the next seven days", "bound.until"))
+    if problems:
+        raise Invalid(problems=tuple(problems))
+    rows = tx.conn.execute(sa.select(_h).where(_h.c.scope == scope)).all()
+    _record(tx, scope, "approved", subject, reason, verb=verb, remaining=count, until=until)
+    plan = _plan(scope, rows) if rows else {"id": scope, "scope": scope, "changes": [], "digest": digest_of(())}
+    return Answer({**plan, "state": "approved"}, tuple({r.owner_uid for r in rows}))
+
+
+def _record(
+    tx: Tx,
+    scope: str,
+    state: str,
+    subject: str,
+    reason: str,
+    *,
+    digests: bytes = b"[]",
+    verb: str = "",
+    remaining: int = 0,
+    until: float,
+) -> None:
+    tx.conn.execute(
+        sa.insert(_a).values(
+            id=uuid.uuid4().hex[:12],
+            scope=scope,
+            digests=digests,
+            verb=verb,
+            remaining=remaining,
+            until=until,
+            state=state,
+            subject=subject,
+            reason=reason,
+            at=tx.time,
+        )
+    )
+    count = len(msgspec.json.decode(digests)) or remaining
+    tx.audit(subject, state, Key("Plan", "", scope), changes=count, bound=verb, reason=reason)
+
+
+# ── holds of Runs ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def hold(tx: Tx, owner: Key, owner_uid: str, path: str, run: str, until: float) -> None:
+    """A Run takes its hands on a field of a resource until a time; another Run's hold is refused by name."""
+    row = tx.conn.execute(sa.select(_o).where(_o.c.owner_uid == owner_uid, _o.c.path == path)).first()
+    if row is not None and row.run != run and row.until > tx.time:
+        raise Invalid(f"{owner} {path} is held by run {row.run} until {now(row.until)}")
+    tx.conn.execute(sa.delete(_o).where(_o.c.owner_uid == owner_uid, _o.c.path == path))
+    tx.conn.execute(sa.insert(_o).values(owner_uid=owner_uid, path=path, owner=str(owner), run=run, until=until))
+
+
+def unhold(tx: Tx, run: str) -> tuple[str, ...]:
+    """A Run lets go of everything; returns the uids of the resources it held."""
+    uids = tuple(r.owner_uid for r in tx.conn.execute(sa.select(_o.c.owner_uid).where(_o.c.run == run).distinct()))
+    tx.conn.execute(sa.delete(_o).where(_o.c.run == run))
+    return uids
+
+
+def held_paths(conn: sa.Connection, owner_uid: str, at: float | None = None) -> dict[str, str]:
+    """Field path to the Run that holds it, for one resource."""
+    at = time.time() if at is None else at
+    rows = conn.execute(sa.select(_o).where(_o.c.owner_uid == owner_uid, _o.c.until > at))
+    return {r.path: f"run {r.run} until {now(r.until)}" for r in rows}
+
+
+class PlanBoard:
+    """The held plans of one store, as the API shows and answers them. `wake(uids)` is told who has to look again."""
+
+    def __init__(self, store: Store, wake: Any) -> None:
+        self._store, self._wake = store, wake
+
+    def list(self, state: str = "held") -> list[dict[str, Any]]:
+        with self._store.reading() as conn:
+            return held_plans(conn) if state == "held" else answered_plans(conn, state)
+
+    def get(self, id_: str) -> dict[str, Any]:
+        for plan in self.list():
+            if plan["id"] == id_:
+                return plan
+        raise NotFound(f"no plan {id_} is held; `ground plan list` shows what is")
+
+    def approve(self, id_: str, digest: str, subject: str, reason: str) -> dict[str, Any]:
+        return self._done(self._store.write(lambda tx: approve(tx, id_, digest, subject, reason)))
+
+    def approve_bound(self, id_: str, verb: str, count: int, until: float, subject: str, reason: str) -> dict[str, Any]:
+        return self._done(self._store.write(lambda tx: approve_bound(tx, id_, verb, count, until, subject, reason)))
+
+    def refuse(self, id_: str, subject: str, reason: str) -> dict[str, Any]:
+        digest = str(self.get(id_)["digest"])
+        return self._done(self._store.write(lambda tx: refuse(tx, id_, digest, subject, reason)))
+
+    def _done(self, answer: Answer) -> dict[str, Any]:
+        self._wake(answer.owner_uids)
+        return answer.plan
