@@ -1,0 +1,1 @@
+"""Runs units as plain processes of Linux machines: in this process, or through an agent on another machine."""
