@@ -53,8 +53,9 @@ class Look:
         """What was made for this resource."""
         return [self._view(kind, e) for e in self._store.children(self.uid) if e.key.kind == kind.__name__]
 
-    def by_uid(self, uid: str) -> Entry | None:
-        return self._store.by_uid(uid)
+    def get_any(self, kind: str, name: str, namespace: str = "") -> Doc | None:
+        """One resource of a kind known by name only, untyped."""
+        return self._store.get(Key(kind, namespace, name))
 
     def _view(self, kind: type[K], entry: Entry) -> K:
         return kind.view(self._store.kinds.versions(kind.__name__).to_current(entry.doc))

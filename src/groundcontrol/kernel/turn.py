@@ -124,9 +124,8 @@ class Turns:
     # ── before the calls ────────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, reconciler: AnyReconciler, turn: _Turn) -> None:
-        if not turn.plan.changes:
-            if turn.uid not in self._holding:
-                return
+        if not turn.plan.changes and turn.uid not in self._holding:
+            return
         self.crash_point("before begin")
         self.store.write(lambda tx: self._admit(tx, reconciler, turn))
         (self._holding.add if turn.verdict.held else self._holding.discard)(turn.uid)
@@ -171,6 +170,9 @@ class Turns:
         elif change.verb == "create":
             assert write.doc is not None
             tx.create(write.doc, manager, write.given)
+        elif change.verb == "status":
+            assert write.doc is not None
+            tx.set_status(key, write.uid, write.doc["status"])
         else:
             assert write.doc is not None
             old = tx.need(key)

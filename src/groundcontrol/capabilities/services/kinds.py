@@ -103,6 +103,8 @@ class ServiceSpec(Model):
     `endpoints.json`, `{"name": ["address:port", …]}`."""
     update: Update = Field(default_factory=Update)
     """How a change reaches running instances."""
+    drift: Literal["correct", "report"] = "correct"
+    """What happens to a change made by hand at the site: put back, or only reported."""
     stop_grace: float = Field(default=5, ge=0, le=600)
     """Seconds between SIGTERM and SIGKILL."""
 
@@ -204,8 +206,6 @@ class InstanceSpec(Model):
     """The service as it was at that revision."""
     endpoints: dict[str, list[str]] = Field(default_factory=dict)
     """Addresses of the services it depends on; changed in place."""
-    restarts_asked: int = 0
-    """Grows when a person asks for a restart."""
 
 
 class InstanceStatus(Status):
@@ -227,10 +227,8 @@ class InstanceStatus(Status):
     """How often it ended without being asked to."""
     last_exit: Failure = Field(default_factory=Failure)
     """The last end that nobody asked for."""
-    drift_seen: str = ""
-    """When a change by hand was last found, RFC 3339."""
-    restarts_done: int = 0
-    """The `restartsAsked` that was last carried out."""
+    synced_generation: int = 0
+    """The generation at which it was last found to be as wanted; a difference after that was made by hand."""
 
 
 class Instance(Resource):
