@@ -68,16 +68,15 @@ def _names(here: Session, kind: Kind, ctx: click.Context) -> list[str]:
     return [(f"{i['metadata'].get('namespace')}/" if wide else "") + i["metadata"]["name"] for i in items]
 
 
-def _kind_items(here: Session) -> list[CompletionItem]:
-    return [CompletionItem(kind.plural, help=kind.name) for kind in here.kinds]
+def _kind_items(here: Session, incomplete: str) -> list[CompletionItem]:
+    """Kinds; after a comma, one more."""
+    head, comma, _ = incomplete.rpartition(",")
+    return [CompletionItem(f"{head}{comma}{kind.plural}", help=kind.name) for kind in here.kinds]
 
 
 @_quiet
 def kind_words(ctx: click.Context, incomplete: str) -> Iterable[CompletionItem | str]:
-    """Kinds; after a comma, one more."""
-    head, comma, _ = incomplete.rpartition(",")
-    items = _kind_items(session(ctx))
-    return [CompletionItem(f"{head}{comma}{item.value}", help=item.help) for item in items] if comma else items
+    return _kind_items(session(ctx), incomplete)
 
 
 @_quiet
@@ -89,7 +88,7 @@ def kind_or_name(ctx: click.Context, incomplete: str) -> Iterable[CompletionItem
         kind, _, _ = incomplete.partition("/")
         return [f"{kind}/{name}" for name in _names(here, here.kinds.resolve(kind), ctx)]
     if not words:
-        return _kind_items(here)
+        return _kind_items(here, incomplete)
     if "/" in words[0]:
         return []
     return [name for name in _names(here, here.kinds.resolve(words[0].split(",")[0]), ctx) if name not in words]

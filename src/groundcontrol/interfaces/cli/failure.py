@@ -80,7 +80,7 @@ def problem_line(problem: Mapping[str, Any]) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean "sites"?` or nothing."""
-    near = get_close_matches(word.lower(), sorted({k.lower() for k in known}), n=3, cutoff=0.6)
-    quoted = " or ".join(f'"{name}"' for name in near)
-    return f"did you mean {quoted}?" if near else ""
+    """`did you mean "sites"?` or nothing; upper and lower case are the same word."""
+    by_lower = {k.lower(): k for k in known}
+    near = get_close_matches(word.lower(), sorted(by_lower), n=1, cutoff=0.6)
+    return f'did you mean "{by_lower[near[0]]}"?' if near else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,7 +54,8 @@ def login(
     if scope:
         body["scope"] = list(scope)
     try:
-        answer = Client(address, ca=here.access.ca or entry.ca, timeout=here.timeout).send("POST", f"{API}/login", body)
+        with closing(Client(address, ca=here.access.ca or entry.ca, timeout=here.timeout)) as client:
+            answer = client.send("POST", f"{API}/login", body)
     except Refused as refused:
         if refused.status == 401:
             raise Failure(
@@ -120,9 +122,9 @@ def logout() -> int:
     if entry.token_id:
         from urllib.parse import quote
 
-        client = Client(clean_url(entry.url), entry.token, ca=entry.ca, timeout=here.timeout)
         try:
-            client.send("DELETE", f"{API}/tokens/{quote(entry.token_id, safe='')}")
+            with closing(Client(clean_url(entry.url), entry.token, ca=entry.ca, timeout=here.timeout)) as client:
+                client.send("DELETE", f"{API}/tokens/{quote(entry.token_id, safe='')}")
             revoked = True
         except (Refused, Unreachable) as failure:
             revoked = isinstance(failure, Refused) and failure.status in (401, 404)

@@ -82,7 +82,7 @@ class Root(LazyGroup):
 @click.option("--context", metavar="NAME", help="Use this context of the configuration.")
 @click.option("--url", metavar="URL", help="Address of the server.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=30.0, metavar="SECONDS", help="Wait this long for an answer."
+    "--timeout", type=click.FloatRange(min=0.1), default=40.0, metavar="SECONDS", help="Wait this long for an answer."
 )
 def cli(context: str | None, url: str | None, timeout: float) -> None:
     """Ground Control: look after a federation of science clouds."""

@@ -120,7 +120,7 @@ def with_lines(refused: Refused, manifests: list[Manifest]) -> Failure:
         return refused
     lines = [problem_line(_placed(problem, manifests)) for problem in refused.problems]
     title = refused.message if refused.status != 422 else "the server refused the files:"
-    if len(lines) == 1 and refused.status == 422:
+    if len(lines) == 1 and (refused.status == 422 or refused.problems[0].get("message") == refused.message):
         title, lines = lines[0], []
     return Failure(title, *lines, *refused.remedies, code=refused.code)
 
@@ -129,7 +129,11 @@ def _placed(problem: Any, manifests: list[Manifest]) -> dict[str, Any]:
     path = str(problem.get("path") or "")
     match = _INDEXED.fullmatch(path)
     number = int(match[1] or match[2]) if match else 0 if len(manifests) == 1 else -1
-    if not 0 <= number < len(manifests) or problem.get("file"):
+    if not 0 <= number < len(manifests):
         return dict(problem)
     manifest, inner = manifests[number], match[3] if match else path
-    return {**problem, "path": inner, "file": manifest.file, "line": manifest.line_of(inner)}
+    message, theirs = str(problem.get("message", "")), str(problem.get("file") or "")
+    if theirs and theirs not in message:  # the file of the Source that sets the field; ours stands in front
+        line = f":{problem['line']}" if problem.get("line") else ""
+        message = f"{message} [{theirs}{line}]"
+    return {**problem, "message": message, "path": inner, "file": manifest.file, "line": manifest.line_of(inner)}

@@ -76,10 +76,10 @@ def _rendered(found: Doc, output: str) -> str:
         return as_yaml(found)
     if output == "json":
         return as_json(found)
-    from groundcontrol.interfaces.cli import plan_view
+    from groundcontrol.interfaces.cli.plan_view import render
 
     style: Any = output
-    return plan_view.render(found, style, coloured() and output == "text")
+    return render(found, style, coloured() and output == "text")
 
 
 def _list(here: Session, state: str, output: str) -> int:

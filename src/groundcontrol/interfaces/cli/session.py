@@ -21,7 +21,7 @@ class Session:
 
     context: str = ""
     url: str = ""
-    timeout: float = 30.0
+    timeout: float = 40.0
 
     @cached_property
     def config(self) -> Config:
@@ -40,6 +40,12 @@ class Session:
     def kinds(self) -> Catalogue:
         return catalogue(self.client)
 
+    def close(self) -> None:
+        """Let go of the connection, if one was made."""
+        client = self.__dict__.get("client")
+        if client is not None:
+            client.close()
+
     def namespace(self, given: str | None, *, everywhere: bool = False) -> str:
         """The namespace to work in: none for `-A`, else what was given, else the context's."""
         return "" if everywhere else given or self.access.namespace
@@ -50,5 +56,7 @@ def session(context: click.Context | None = None) -> Session:
     root = (context or click.get_current_context()).find_root()
     if _HERE not in root.meta:
         params: dict[str, Any] = root.params
-        root.meta[_HERE] = Session(params.get("context") or "", params.get("url") or "", params.get("timeout") or 30.0)
+        made = Session(params.get("context") or "", params.get("url") or "", params.get("timeout") or 40.0)
+        root.meta[_HERE] = made
+        root.call_on_close(made.close)
     return cast(Session, root.meta[_HERE])
