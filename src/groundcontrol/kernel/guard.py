@@ -141,9 +141,9 @@ def _exceeded(tx: Tx, rest: list[Change], scopes: Sequence[Scope], limits: Itera
 
 def _spend(tx: Tx, owner_uid: str, changes: Iterable[Change], scopes: Sequence[Scope]) -> None:
     rows = [
-        {"scope": s.id, "digest": c.digest, "owner_uid": owner_uid, "weight": 1, "at": tx.time}
+        {"scope": scope, "digest": c.digest, "owner_uid": owner_uid, "weight": 1, "at": tx.time}
         for c in changes
-        for s in scopes
+        for scope in {s.id for s in scopes}
     ]
     if rows:
         tx.conn.execute(sa.insert(_s), rows)

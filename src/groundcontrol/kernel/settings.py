@@ -187,12 +187,19 @@ class AccountSettings(Model):
     """The first account."""
 
 
+_NAMED = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?/[A-Za-z0-9][A-Za-z0-9._-]{0,252}$"
+
+
 class SecretSettings(Model):
     """The sealed store of secrets."""
 
     key: Credential | None = Field(default=None, examples=["file:/etc/ground/seal.key"])
     """Where the key is that seals them: env:NAME or file:/path. Left out, `seal.key` in the data directory is made and
     used: keep it in the backup, but not beside the backup of the data."""
+
+    platform: dict[Annotated[str, Field(pattern=_NAMED)], Credential] = Field(default_factory=dict)
+    """Secrets for platform-wide resources, by name: a Source or Site that says `secret:git/token` means what stands
+    here as `git/token`, env:NAME or file:/path."""
 
 
 class TlsSettings(Model):

@@ -92,6 +92,9 @@ class Site(Resource):
         ),
         actions=("confirm-loss",),
     )
+
+    kind: Literal["Site"] = "Site"
+    """Name of the kind."""
     spec: SiteSpec
     """How it is reached and used."""
     status: SiteStatus = Field(default_factory=SiteStatus)

@@ -75,6 +75,9 @@ class Incident(Resource):
         actions=("acknowledge",),
         internal=True,
     )
+
+    kind: Literal["Incident"] = "Incident"
+    """Name of the kind."""
     spec: IncidentSpec
     """What it is about."""
     status: IncidentStatus = Field(default_factory=IncidentStatus)

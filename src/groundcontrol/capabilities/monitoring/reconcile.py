@@ -37,7 +37,7 @@ def plan_incident(look: Look, subject: Key, namespace: str, trouble: Trouble | N
         if trouble is None or look.get_any("Namespace", namespace) is None:
             return Plan()
         return Plan((_open(subject, namespace, trouble, at),))
-    if (well or gone) and trouble is None or (well and trouble is not None and trouble.severity == "info"):
+    if ((well or gone) and trouble is None) or (well and trouble is not None and trouble.severity == "info"):
         text = "it was deleted" if gone else "it is well again"
         after = closed(current.status, text, trouble.failure if trouble else "", at)
         return Plan((_status(current, after, "IncidentClosed", text),))

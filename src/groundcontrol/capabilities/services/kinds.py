@@ -76,7 +76,7 @@ class ServiceSpec(Model):
 
     command: list[str] = Field(default_factory=list)
     """Program and arguments, no shell. `{address}`, `{port.NAME}` and `{dir}` are replaced."""
-    sample: str = ""
+    sample: Literal["", "web", "tcp", "slow", "once", "crash", "flaky"] = ""
     """A bundled sample app instead of a command: `web`, `tcp`, `slow`, `once`, `crash` or `flaky`."""
     replicas: int = Field(default=1, ge=0, le=1000)
     """How many instances."""
@@ -185,6 +185,9 @@ class Service(Resource):
         ),
         actions=("restart", "log"),
     )
+
+    kind: Literal["Service"] = "Service"
+    """Name of the kind."""
     spec: ServiceSpec
     """What should run."""
     status: ServiceStatus = Field(default_factory=ServiceStatus)
@@ -251,6 +254,9 @@ class Instance(Resource):
         actions=("log",),
         internal=True,
     )
+
+    kind: Literal["Instance"] = "Instance"
+    """Name of the kind."""
     spec: InstanceSpec
     """What it is a copy of."""
     status: InstanceStatus = Field(default_factory=InstanceStatus)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
 from typing import Any
+
+import msgspec
 
 from groundcontrol.capabilities.inventory.kinds import Site
 from groundcontrol.capabilities.services.kinds import (
@@ -433,13 +438,17 @@ def unit_spec(instance: Instance, secrets: dict[str, str]) -> UnitSpec:
     template = instance.spec.template
     check, need = template.health, template.resources
     port = template.ports.get(check.port) or next(iter(template.ports.values()), 0)
-    command = tuple(template.command) or ("{python}", "-m", f"groundcontrol.samples.{template.sample}")
-    files = dict(template.files)
+    command, env, files = tuple(template.command), dict(template.env), dict(template.files)
+    if template.sample:
+        # Brought along as files, so that it runs wherever there is a Python, also as a tenant's own user.
+        command = ("{python}", "-S", "-m", f"groundcontrol.samples.{template.sample}")
+        env["PYTHONPATH"] = "{dir}/.sample"
+        files |= sample_files(template.sample)
     if template.depends_on:
         files["endpoints.json"] = _endpoints_json(instance)
     return UnitSpec(
         command=command,
-        env=dict(template.env),
+        env=env,
         secret_env=secrets,
         ports=dict(template.ports),
         files=files,
@@ -461,16 +470,22 @@ def unit_spec(instance: Instance, secrets: dict[str, str]) -> UnitSpec:
     )
 
 
-def _endpoints_json(instance: Instance) -> str:
-    import json
+@functools.cache
+def sample_files(name: str) -> dict[str, str]:
+    """A bundled sample app as files of a unit."""
+    found = resources.files("groundcontrol.samples")
+    texts = {n: found.joinpath(f"{n}.py").read_text() for n in {name, "web"}}
+    folder = ".sample/groundcontrol"
+    inits = {f"{folder}/__init__.py": "", f"{folder}/samples/__init__.py": ""}
+    return inits | {f"{folder}/samples/{n}.py": text for n, text in sorted(texts.items())}
 
+
+def _endpoints_json(instance: Instance) -> str:
     return json.dumps(instance.spec.endpoints, sort_keys=True) + "\n"
 
 
 def unit_differences(instance: Instance, unit: UnitObserved) -> dict[str, tuple[Any, Any]]:
     """Field path to (found, wanted). Secrets are compared by the host, and never appear here."""
-    import msgspec
-
     want, have = msgspec.to_builtins(unit_spec(instance, {})), msgspec.to_builtins(unit.spec)
     for side in (want, have):
         side.pop("secret_env", None)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import shutil
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -19,7 +23,7 @@ IN_PLACE = frozenset({"files", "limits", "check", "stop_grace", "run_once"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_PLACEHOLDER = re.compile(r"\{(address|dir|port\.[^{}]*)\}")
+_PLACEHOLDER = re.compile(r"\{(address|dir|python|port\.[^{}]*)\}")
 
 
 def check_id(unit_id: str) -> None:
@@ -117,13 +121,26 @@ def new_unit_fields(old: UnitSpec, new: UnitSpec) -> list[str]:
 
 
 def fill(word: str, spec: UnitSpec, address: str, directory: str) -> str:
-    """Replace `{address}`, `{dir}` and `{port.NAME}`; other braces stay."""
+    """Replace `{address}`, `{dir}`, `{python}` and `{port.NAME}`; other braces stay."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1]
+        if name == "python":
+            return python()
         return address if name == "address" else directory if name == "dir" else str(spec.ports[name[5:]])
 
     return _PLACEHOLDER.sub(value, word)
+
+
+@functools.cache
+def python() -> str:
+    """A Python that tenants may run too: ours, or the system's where ours is behind a folder that is closed to them."""
+    path = os.path.realpath(sys.executable)
+    folder, open_to_others = path, True
+    while folder != "/":
+        open_to_others = open_to_others and bool(os.stat(folder).st_mode & 0o001)
+        folder = os.path.dirname(folder)
+    return path if open_to_others else shutil.which("python3", path=PATH) or path
 
 
 def environment(spec: UnitSpec, secret_env: dict[str, str], address: str, directory: str, token: str) -> dict[str, str]:

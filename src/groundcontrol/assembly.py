@@ -1,0 +1,47 @@
+"""The one list of capabilities and drivers. No logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from groundcontrol.capabilities import gitops, inventory, monitoring, services
+from groundcontrol.drivers.git.command import Settings as GitSettings
+from groundcontrol.drivers.git.driver import GitRepositories
+from groundcontrol.drivers.local import driver as local
+from groundcontrol.kernel.resource import Kinds
+from groundcontrol.kernel.runtime import Connect, Runtime, kinds_of
+from groundcontrol.kernel.settings import Settings
+from groundcontrol.ports.hosts import HostInstance
+
+CAPABILITIES = (inventory.CAPABILITY, gitops.CAPABILITY, services.CAPABILITY, monitoring.CAPABILITY)
+
+
+def _local(instance: str, endpoint: str, secret: str, options: dict[str, Any]) -> HostInstance:
+    return HostInstance(local.connect(instance, endpoint, secret, options=options))
+
+
+DRIVERS: dict[str, Connect] = {"local": _local}
+
+
+def _repositories(settings: Settings) -> GitRepositories:
+    sources = settings.sources
+    return GitRepositories(
+        GitSettings(
+            cache=Path(settings.data) / "git",
+            allow_file=sources.allow_file,
+            allow_http="http" in sources.schemes,
+            timeout=sources.fetch_seconds,
+            max_files=sources.max_files,
+        )
+    )
+
+
+def kinds() -> Kinds:
+    """Every kind, without opening anything."""
+    return kinds_of(CAPABILITIES)
+
+
+def build(settings: Settings) -> Runtime:
+    """An installation, not opened yet."""
+    return Runtime(settings, CAPABILITIES, DRIVERS, _repositories)

@@ -1,0 +1,271 @@
+"""Keeps what is here as the files of a git repository say, with the rights of the Source and no more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from groundcontrol.capabilities.gitops.kinds import Source, SourceCommit, SourceProblem, SourceStatus
+from groundcontrol.capabilities.gitops.logic import (
+    FILE,
+    MAX_FILE_BYTES,
+    SOURCE,
+    Cache,
+    Desired,
+    File,
+    Outcome,
+    credentials_of,
+    kinds_version,
+    parse_tree,
+    plan_changes,
+)
+from groundcontrol.capabilities.gitops.webhooks import parse_push
+from groundcontrol.kernel.access import Access
+from groundcontrol.kernel.errors import Forbidden, GroundError, Invalid, NotFound, Unavailable
+from groundcontrol.kernel.guard import Scope
+from groundcontrol.kernel.plan import Change, Plan
+from groundcontrol.kernel.reconcile import Look, Reconciler, Report, StoreWrite, conditions, store_key
+from groundcontrol.kernel.resource import Doc, Key, Kinds, now
+from groundcontrol.kernel.rights import Subject
+from groundcontrol.kernel.store import Store
+from groundcontrol.kernel.tx import Tx
+from groundcontrol.ports.repository import Repositories, Trust
+
+MOST_PROBLEMS = 100
+PLATFORM = "platform"
+"""Namespace of the secrets of a Source that names none."""
+
+
+@dataclass
+class _State:
+    """What is known of one Source beside its status; lost at a restart, and then looked up again."""
+
+    fetched: float = 0.0
+    commit: str = ""
+    url: str = ""
+    error: str = ""
+    asked: bool = True
+    cache: Cache = field(default_factory=dict)
+    desired: Desired | None = None
+    parsed_for: tuple[str, ...] = ()
+    outcome: Outcome | None = None
+    rewritten: bool = False
+    commits: list[SourceCommit] = field(default_factory=list)
+
+
+class SourceReconciler(Reconciler[Source]):
+    """Fetches, reads, compares; its changes are changes of our own resources."""
+
+    name = "sources"
+    kind = Source
+
+    def __init__(
+        self,
+        kinds: Kinds,
+        repositories: Repositories,
+        access: Access,
+        reveal: Callable[[str, str], str],
+        max_bytes: int = MAX_FILE_BYTES,
+    ) -> None:
+        self._kinds, self._repositories, self._access, self._reveal = kinds, repositories, access, reveal
+        self._max_bytes = max_bytes
+        self._version = kinds_version(kinds)
+        self._states: dict[str, _State] = {}
+
+    def shard(self, resource: Source) -> str:
+        return f"source/{resource.metadata.name}"
+
+    def ask(self, name: str) -> None:
+        """Fetch at the next turn, whatever the interval."""
+        self._states.setdefault(name, _State()).asked = True
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self, resource: Source, look: Look) -> Plan:
+        spec, state = resource.spec, self._states.setdefault(resource.metadata.name, _State())
+        if spec.suspend or resource.deleting:
+            state.outcome = None
+            return Plan(waiting="it is suspended" if spec.suspend else "")
+        place = f"{spec.repository} {spec.branch}"
+        if state.asked or state.url != place or look.now - state.fetched >= spec.interval:
+            state.asked = False
+            self._fetch(resource, state, place, look.now)
+        if state.error and not state.commit:
+            raise Unavailable(state.error)
+        owned = self._owned(resource.metadata.name, look)
+        desired = self._desired(resource, state, owned)
+        existing = {
+            key: doc
+            for key in desired.resources
+            if key not in owned and (doc := look.get_any(key.kind, key.name, key.namespace)) is not None
+        }
+        outcome = plan_changes(
+            desired,
+            owned,
+            existing,
+            resource.metadata.name,
+            kinds=self._kinds,
+            prune=spec.prune,
+            manager=self.manager_of(resource),
+        )
+        state.outcome = outcome
+        again = max(0.5, spec.interval - (look.now - state.fetched))
+        # Its troubles are told in the report; they do not keep the rest of the commit back.
+        return replace(outcome.plan, problems=(), again=1.0 if outcome.plan.waiting else again)
+
+    def _fetch(self, resource: Source, state: _State, place: str, at: float) -> None:
+        spec = resource.spec
+        state.fetched, state.error = at, ""
+        try:
+            secret = self._reveal(spec.namespace or PLATFORM, spec.credentials) if spec.credentials else ""
+            credentials = credentials_of(secret, spec.known_hosts) if secret or spec.known_hosts else None
+            commit = self._repositories.fetch(spec.repository, spec.branch, credentials)
+            if spec.verify.signatures != "none":
+                trust = Trust(method=spec.verify.signatures, signers=spec.verify.allowed_signers)
+                signature = self._repositories.verify(spec.repository, commit, trust)
+                if not signature.good:
+                    raise Forbidden(f"commit {commit[:12]} is not applied: {signature.reason}")
+            before = resource.status.commit
+            state.rewritten = bool(before) and not self._repositories.is_ancestor(spec.repository, before, commit)
+            log = self._repositories.log(spec.repository, commit, 5)
+            state.commits = [
+                SourceCommit(sha=c.sha, author=c.author, time=now(c.time), subject=c.subject[:200]) for c in log
+            ]
+            state.commit, state.url = commit, place
+        except GroundError as error:
+            state.error = error.message
+            if state.url != place:
+                state.commit, state.desired = "", None
+            if not state.commit and isinstance(error, (Invalid, Forbidden, NotFound)):
+                raise
+
+    def _owned(self, name: str, look: Look) -> dict[Key, Doc]:
+        """Everything that carries this Source's mark; only what may is decoded."""
+        mark = f'"{SOURCE}":"{name}"'.encode()
+        found = {e.key: e.doc for kind in self._kinds for e in look.entries(kind.__name__) if mark in e.raw}
+        return {k: d for k, d in found.items() if (d["metadata"].get("annotations") or {}).get(SOURCE) == name}
+
+    def _desired(self, resource: Source, state: _State, owned: Mapping[Key, Doc]) -> Desired:
+        spec = resource.spec
+        identity = (state.commit, spec.repository, spec.path, spec.namespace)
+        if state.desired is not None and state.parsed_for == identity:
+            return state.desired
+        tree = self._repositories.tree(spec.repository, state.commit, spec.path)
+        files = {
+            path: File(e.blob, e.size, lambda blob=e.blob: self._repositories.read(spec.repository, blob))  # type: ignore[misc]
+            for path, e in tree.files.items()
+        }
+        settled = {k: str(d["metadata"]["annotations"].get(FILE, "")) for k, d in owned.items()}
+        state.desired = parse_tree(
+            files,
+            self._kinds,
+            version=self._version,
+            namespace=spec.namespace,
+            cache=state.cache,
+            settled=settled,
+            refused=tree.refused,
+            max_bytes=self._max_bytes,
+        )
+        state.cache, state.parsed_for = state.desired.cache, identity
+        return state.desired
+
+    # ── changing ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def manager_of(self, resource: Source) -> str:
+        return f"source:{resource.metadata.name}"
+
+    def scopes(self, resource: Source, change: Change, store: Store) -> Sequence[Scope]:
+        """A Source's budget is a share of what it has of the kind that goes."""
+        mark = f'"{SOURCE}":"{resource.metadata.name}"'.encode()
+        total = sum(1 for e in store.entries(change.target.type) if mark in e.raw)
+        return [Scope("source", resource.metadata.name, total), *super().scopes(resource, change, store)]
+
+    def authorise(self, tx: Tx, resource: Source, change: Change) -> None:
+        """A Source may do what its subject may do, judged now."""
+        write: StoreWrite = change.payload
+        key = store_key(change.target)
+        after = write.doc if change.verb != "delete" else None
+        self._access.admit(tx, subject_of(resource), change.verb, key, tx.get(key), after)
+
+    # ── telling ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def report(self, resource: Source, plan: Plan, look: Look) -> Report:
+        state = self._states.setdefault(resource.metadata.name, _State())
+        status = SourceStatus.model_validate(resource.status.model_dump())
+        if resource.spec.suspend:
+            status.conditions = conditions(Ready=("Unknown", "Suspended", "it is suspended"))
+            return Report(status)
+        status.fetched_commit, status.commits, status.rewritten = state.commit, state.commits, state.rewritten
+        if not state.error and (not status.fetched_at or status.commit != state.commit):
+            status.fetched_at = now(state.fetched)
+        troubles = state.outcome.troubles if state.outcome else ()
+        status.problem_count = len(troubles)
+        status.problems = [
+            SourceProblem(file=t.file, line=t.line, kind=t.kind, name=t.name, message=_said(t), remedy=t.remedy)
+            for t in troubles[:MOST_PROBLEMS]
+        ]
+        if state.desired is not None:
+            status.resources = len(state.desired.resources)
+        events: tuple[tuple[str, str, bool], ...] = ()
+        if not plan.changes and not plan.waiting and state.commit and status.commit != state.commit:
+            status.commit, status.revision, status.applied_at = state.commit, state.commit[:10], now(look.now)
+            subject = state.commits[0].subject if state.commits else ""
+            events = (("Applied", f"{state.commit[:10]} {subject}".strip(), False),)
+        status.conditions = conditions(Ready=self._ready(state, plan, troubles))
+        return Report(status, events=events)
+
+    @staticmethod
+    def _ready(state: _State, plan: Plan, troubles: Sequence[Any]) -> Any:
+        if state.error:
+            return ("Unknown", "CannotFetch", state.error)
+        if troubles:
+            more = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
+            return ("False", "Problems", f"{troubles[0]}{more}")
+        if plan.changes:
+            return ("False", "Applying", f"{state.commit[:10]} is being applied")
+        if plan.waiting:
+            return ("False", "Waiting", plan.waiting)
+        return ("True", "Applied", f"{state.commit[:10]} is applied")
+
+
+def _said(trouble: Any) -> str:
+    return f"{trouble.path}: {trouble.message}" if trouble.path else str(trouble.message)
+
+
+def subject_of(source: Source) -> Subject:
+    """Who a Source acts as."""
+    who, _, name = source.subject.partition(":")
+    if who == "user":
+        return Subject.user(name)
+    if who == "group":
+        return Subject(source.subject, groups=frozenset({name}))
+    return Subject.source(name)
+
+
+# ── what people and git servers ask for ─────────────────────────────────────────────────────────────────────────
+
+
+def sync(runtime: Any, subject: Any, key: Key, body: dict[str, Any]) -> dict[str, Any]:
+    """Fetch now."""
+    runtime.store.write(lambda tx: tx.audit(str(subject.name), "sync", key))
+    runtime.reconciler("sources").ask(key.name)
+    runtime.controller.wake_key(key)
+    return {"asked": str(key), "time": now(time.time())}
+
+
+def hook(runtime: Any, provider: str, name: str, headers: Mapping[str, str], body: bytes) -> None:
+    """A git server says that a branch moved. Unauthenticated when the secret is wrong or there is no such Source."""
+    key = Key("Source", "", name)
+    doc = runtime.store.get(key)
+    source = Source.view(doc) if doc else None
+    secret = ""
+    if source is not None and source.spec.webhook_secret:
+        secret = runtime.reveal(source.spec.namespace or PLATFORM, source.spec.webhook_secret)
+    push = parse_push(provider, headers, body, secret)
+    if push is None or source is None or push.branch != source.spec.branch:
+        return
+    runtime.store.write(lambda tx: tx.audit(f"hook:{provider}", "push", key, commit=push.after))
+    runtime.reconciler("sources").ask(name)
+    runtime.controller.wake_key(key)

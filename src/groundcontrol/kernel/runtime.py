@@ -1,0 +1,237 @@
+"""One running installation: the store, the world, the loop and what serves them, put together from values.
+
+`assembly.py` says which capabilities and drivers there are; this says in which order they are opened and closed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from groundcontrol.kernel import tables
+from groundcontrol.kernel.access import KINDS as ACCESS_KINDS
+from groundcontrol.kernel.access import Access
+from groundcontrol.kernel.accounts import Accounts, ensure_admin
+from groundcontrol.kernel.capability import Capability
+from groundcontrol.kernel.errors import Invalid, NotFound
+from groundcontrol.kernel.guard import PlanBoard
+from groundcontrol.kernel.ledger import Ledger
+from groundcontrol.kernel.ledger_shipper import Shipper
+from groundcontrol.kernel.ledger_sql import Dataset
+from groundcontrol.kernel.loop import Controller, Pace
+from groundcontrol.kernel.reconcile import Reconciler
+from groundcontrol.kernel.resource import API_VERSION, Doc, Key, Kinds, did_you_mean
+from groundcontrol.kernel.secrets import Resolver, Sealed, Secret
+from groundcontrol.kernel.settings import Settings
+from groundcontrol.kernel.store import Store
+from groundcontrol.kernel.turn import Turns
+from groundcontrol.kernel.world import Watching, World
+
+log = logging.getLogger(__name__)
+
+PLATFORM = "platform"
+"""Namespace of what belongs to the platform itself: incidents about sites, secrets of Sources and Sites."""
+KEEP_FACTS = 50_000
+"""Facts kept in the store after they were shipped, for the timeline and the audit pages."""
+Connect = Callable[[str, str, str, dict[str, Any]], Any]
+"""(driver instance, endpoint, secret, options) to a `DriverInstance`."""
+
+_WHO = {"kind": "text", "namespace": "text", "name": "text", "subject": "text"}
+DATASETS = (
+    Dataset("audit", {**_WHO, "verb": "text", "outcome": "text"}),
+    Dataset("events", {**_WHO, "uid": "text", "type": "text", "reason": "text", "message": "text"}),
+    Dataset("journal", {**_WHO, "step": "text", "state": "text"}),
+)
+
+
+def kinds_of(capabilities: Sequence[Capability]) -> Kinds:
+    """Every kind there is."""
+    return Kinds([*ACCESS_KINDS, *(kind for c in capabilities for kind in c.kinds)])
+
+
+class Runtime:
+    """Everything that runs. `open` starts it, `close` stops it; nothing is left half open when `open` fails."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        capabilities: Sequence[Capability],
+        drivers: Mapping[str, Connect],
+        repositories: Callable[[Settings], Any],
+    ) -> None:
+        self.settings, self.capabilities, self.drivers = settings, tuple(capabilities), drivers
+        self.kinds = kinds_of(capabilities)
+        self.limits = settings.plan_limits
+        self.max_file_bytes = settings.sources.max_file_bytes
+        self.data = Path(settings.data)
+        self.repositories = repositories(settings)
+        self.ledger: Ledger | None = None
+        self._shipper: Shipper | None = None
+        self._closing: list[Callable[[], None]] = []
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self) -> Runtime:
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _open(self) -> None:
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = self.settings.secrets.key
+        self.sealed = Sealed(Resolver(None).resolve(key) if key else self.data / "seal.key")
+        # The reconcilers name the kinds that must be taken down, and need the store: so the names come first.
+        self.store = Store(
+            f"sqlite:///{self.data / 'ground.db'}",
+            self.kinds,
+            lock=self.data / "lock",
+            keep_events=self.settings.events.keep,
+        )
+        self.store.open()
+        self._closing.append(self.store.close)
+        self.access, self.accounts = Access(self.store), Accounts(self.store)
+        observe, loop = self.settings.observe, self.settings.loop
+        watching = Watching(
+            wait=observe.wait_seconds, stale_after=observe.stale_after_seconds, vanished_share=observe.vanished_share
+        )
+        self.world = World(watching, self._world_changed, self._expected)
+        self._closing.append(self.world.close)
+        self.reconcilers: tuple[Reconciler[Any], ...] = tuple(
+            r for capability in self.capabilities for r in capability.reconcilers(self)
+        )
+        self.store.finalizers = frozenset(r.kind.__name__ for r in self.reconcilers if r.tears_down)
+        self.turns = Turns(self.store, self.world, self.limits)
+        pace = Pace(
+            workers=max(loop.workers, 2),
+            in_flight=loop.in_flight,
+            resync=loop.resync_seconds,
+            backoff=loop.backoff_first_seconds,
+            backoff_max=loop.backoff_max_seconds,
+            breaker_failures=loop.breaker_failures,
+            breaker_reset=loop.breaker_reset_seconds,
+        )
+        self.controller = Controller(
+            self.store, self.world, self.turns, self.reconcilers, pace, instance_kinds={"site": "Site"}
+        )
+        self.plans = PlanBoard(self.store, self.controller.wake_uids)
+        self._first_start()
+        self._start_ledger()
+        self.controller.start()
+        self._closing.append(self.controller.stop)
+
+    def close(self) -> None:
+        """Stop in the opposite order; what runs at the sites goes on."""
+        while self._closing:
+            stop = self._closing.pop()
+            try:
+                stop()
+            except Exception:
+                log.exception("could not stop in order")
+
+    def _first_start(self) -> None:
+        """The namespace of the platform and the first account, when they are not there."""
+        if self.store.get(Key("Namespace", "", PLATFORM)) is None:
+            self.store.write(lambda tx: tx.create(self._doc("Namespace", PLATFORM, {"group": PLATFORM})))
+        admin = self.settings.accounts.admin
+        if admin.password and self.store.get(Key("Account", "", admin.user)) is None:
+            ensure_admin(self.store, admin.user, Resolver(None).resolve(admin.password).reveal())
+
+    def _doc(self, kind: str, name: str, spec: Doc) -> Doc:
+        return self.kinds.parse({"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
+
+    def _start_ledger(self) -> None:
+        settings = self.settings.ledger
+        if not settings.enabled:
+            return
+        ledger = Ledger(self.settings.ledger_path, DATASETS, memory_mb=settings.memory_mb)
+        # It starts beside everything else: nothing waits for it.
+        ledger.start(wait=0.0)
+        source = f"{self.store.installation}/{self.store.incarnation}"
+        shipper = Shipper(ledger, self._pull, self._shipped, source=source, newest=lambda: self.store.fact_sequence)
+        self._closing += [ledger.stop, shipper.stop]
+        shipper.start()
+        self.store.on_facts(shipper.wake)
+        self.ledger, self._shipper = ledger, shipper
+
+    def _pull(self, after: int, limit: int) -> list[dict[str, Any]]:
+        facts = tables.facts
+        with self.store.reading() as conn:
+            rows = conn.execute(sa.select(facts).where(facts.c.seq > after).order_by(facts.c.seq).limit(limit)).all()
+        return [
+            {
+                "seq": r.seq,
+                "dataset": r.dataset,
+                "time": r.time,
+                "kind": r.kind,
+                "namespace": r.namespace,
+                "name": r.name,
+                "subject": r.subject,
+                **msgspec.json.decode(r.doc),
+            }
+            for r in rows
+        ]
+
+    def _shipped(self, seq: int) -> None:
+        """What is in the ledger, and old, leaves the store."""
+        facts = tables.facts
+        self.store.write(lambda tx: tx.conn.execute(sa.delete(facts).where(facts.c.seq <= seq - KEEP_FACTS)))
+
+    # ── what capabilities and interfaces use ────────────────────────────────────────────────────────────────────
+
+    def reveal(self, namespace: str, reference: str) -> str:
+        """The value of a secret reference in a resource of that namespace."""
+        return Resolver(namespace, self._secret).resolve(reference).reveal()
+
+    def _secret(self, namespace: str, name: str, key: str) -> Secret:
+        named = self.settings.secrets.platform.get(f"{name}/{key}") if namespace == PLATFORM else None
+        if named:
+            return Resolver(None).resolve(named)
+        sealed = tables.sealed
+        where = (sealed.c.namespace == namespace, sealed.c.name == name, sealed.c.key == key)
+        with self.store.reading() as conn:
+            row = conn.execute(sa.select(sealed.c.ciphertext).where(*where)).first()
+        if row is None:
+            raise NotFound(f"no secret {name}/{key} is granted to namespace {namespace}")
+        return self.sealed.unseal(namespace, name, key, row.ciphertext.decode())
+
+    def connect(self, site: Any) -> Any:
+        """The driver instance of a Site."""
+        connect = self.drivers.get(site.spec.driver)
+        name = site.metadata.name
+        if connect is None:
+            raise Invalid(f"no driver {site.spec.driver!r}{did_you_mean(site.spec.driver, self.drivers)}")
+        secret = self.reveal(PLATFORM, site.spec.credentials) if site.spec.credentials else ""
+        options: dict[str, Any] = dict(site.spec.options)
+        endpoint = site.spec.endpoint
+        if endpoint == "local:":
+            options["root"] = str(self.data / "sites" / name)
+        return connect(name, endpoint, secret, options)
+
+    def reconciler(self, name: str) -> Any:
+        """A reconciler by name."""
+        return next(r for r in self.reconcilers if r.name == name)
+
+    def backlog(self) -> Any:
+        """What is not in the ledger yet; None without a ledger."""
+        return self._shipper.backlog() if self._shipper else None
+
+    def digest(self) -> str:
+        """A checksum of everything wanted, for comparing two installations."""
+        parts = [e.raw for kind in self.kinds for e in self.store.entries(kind.__name__)]
+        return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+    def _world_changed(self, instance: str, things: Any) -> None:
+        if hasattr(self, "controller"):
+            self.controller.world_changed(instance, things)
+
+    def _expected(self, instance: str) -> Any:
+        return self.controller.expected_things(instance)
