@@ -66,7 +66,8 @@ def insert(dataset: Dataset) -> str:
     """Stores a JSON list of rows, given as the one parameter; a row that is there already is left as it is."""
     names = ", ".join(f'"{n}"' for n in dataset.types)
     shape = msgspec.json.encode([{n: TYPES[t] for n, t in dataset.types.items()}]).decode()
-    rows = f"SELECT unnest(from_json_strict(CAST(? AS JSON), '{shape}'), recursive := true)"
+    # The lenient reading, since a row leaves out what it does not have; `batch` has checked every type.
+    rows = f"SELECT unnest(from_json(CAST(? AS JSON), '{shape}'), recursive := true)"
     return f'INSERT INTO "{dataset.name}" ({names}) SELECT {names} FROM ({rows}) ON CONFLICT DO NOTHING'
 
 
