@@ -15,8 +15,8 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from groundcontrol.drivers.local import wire
-from groundcontrol.kernel.errors import GroundError, Invalid, OutcomeUnknown, Unavailable
+from groundcontrol.drivers.local import wanted, wire
+from groundcontrol.kernel.errors import GroundError, Invalid, NotFound, OutcomeUnknown, Unavailable
 from groundcontrol.ports.processes import Fencing, HostObserved, LogChunk, Processes, UnitObserved, UnitSpec
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ class RemoteHost(Processes):
         raise self._error(what, method, answer.status_code, answered)
 
     def _decode(self, what: str, method: str, body: bytes, kind: type[T] | None) -> T:
-        if kind is None:
-            return None  # type: ignore[return-value]
         try:
-            return msgspec.json.decode(body, type=kind)
+            if kind is None and not body:
+                return None  # type: ignore[return-value]
+            return msgspec.json.decode(body, type=kind or UnitObserved)  # type: ignore[return-value]
         except msgspec.MsgspecError as problem:
             text = f"{what}: the answer is not of an agent: {problem}"
             raise (Unavailable(text) if method == "GET" else OutcomeUnknown(text)) from None
@@ -135,6 +135,7 @@ class RemoteHost(Processes):
         return self._call("GET", _path(unit_id), UnitObserved, self._deadlines.read)
 
     def create(self, unit_id: str, spec: UnitSpec, tags: dict[str, str], *, epoch: int) -> UnitObserved:
+        wanted.check_id(unit_id)
         body = wire.Create(spec, tags, epoch)
         return self._call("PUT", _path(unit_id), UnitObserved, self._deadlines.change, body=body)
 
@@ -174,9 +175,9 @@ class RemoteHost(Processes):
 
 
 def _path(unit_id: str) -> str:
-    # `..` alone would be taken as a step up; no host accepts such an id.
-    if unit_id in ("", ".", ".."):
-        raise Invalid(f"{unit_id!r} cannot be the id of a unit")
+    # A slash would become another address of the agent, dots a step up; no host has units of such names.
+    if not unit_id.strip(".") or "/" in unit_id:
+        raise NotFound(f"there is no unit {unit_id!r} on this host: it cannot be the id of one")
     return f"/v1/units/{quote(unit_id, safe='')}"
 
 

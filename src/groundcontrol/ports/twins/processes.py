@@ -61,8 +61,8 @@ class MemoryHost(Processes):
         self._wanted: dict[str, UnitSpec] = {}
         self._logs: dict[str, bytes] = {}
         self._faults: list[Fault] = []
-        self._partial: set[str] | None = None
-        self._problems: tuple[str, ...] = ()
+        self._partial = False
+        self._hidden: frozenset[str] = frozenset()
         self._epoch, self._next_pid, self._next_address = 0, 1000, 1
         self._condition = threading.Condition(threading.RLock())
         self._sequence = 1
@@ -83,10 +83,10 @@ class MemoryHost(Processes):
         return event
 
     def hide(self, *unit_ids: str, complete: bool = False) -> None:
-        """Leave units out of listings. `complete`: lie that nothing is missing (a dead cell). No ids: show all again."""
+        """Leave units out of listings. `complete`: lie that nothing is missing (a dead cell). No ids: show all."""
         with self._condition:
-            self._partial = set(unit_ids) if unit_ids and not complete else None
-            self._hidden = set(unit_ids)
+            self._partial = bool(unit_ids) and not complete
+            self._hidden = frozenset(unit_ids)
             self._bump()
 
     def lose(self, *unit_ids: str) -> None:
@@ -135,21 +135,18 @@ class MemoryHost(Processes):
             self._logs[unit_id] = self._logs.get(unit_id, b"") + text.encode()
             self._condition.notify_all()
 
-    _hidden: frozenset[str] | set[str] = frozenset()
-
     # ------------------------------------------------------------------------------------------------ look
 
     def look(self) -> HostObserved:
         with self._around("look", ""), self._condition:
             return HostObserved(
                 units=tuple(unit for key, unit in sorted(self._units.items()) if key not in self._hidden),
-                complete=self._partial is None,
+                complete=not self._partial,
                 sequence=self._sequence,
                 time=self.clock(),
                 cores=self._cores,
                 memory_mb=self._memory_mb,
                 isolates_users=self._isolates,
-                problems=self._problems,
             )
 
     def wait(self, since: int, timeout: float) -> int:
@@ -294,9 +291,8 @@ class MemoryHost(Processes):
         problems = [] if spec.command and spec.command[0] else [Problem("names no program", "command")]
         if not unit_id or "/" in unit_id or unit_id.startswith("."):
             problems.append(Problem(f"{unit_id!r} cannot be the id of a unit", "id"))
-        for path in spec.files:
-            if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
-                problems.append(Problem(f"{path!r} does not stay inside the unit's directory", "files"))
+        outside = [path for path in spec.files if any(part in ("", ".", "..") for part in path.split("/"))]
+        problems += [Problem(f"{path!r} does not stay inside the unit's directory", "files") for path in outside]
         if problems:
             raise Invalid(problems=tuple(problems))
 
