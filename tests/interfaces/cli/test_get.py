@@ -187,10 +187,26 @@ def test_events_too_old_are_made_up_for_by_a_new_list(ground: Ground, api: FakeA
         sse("ADDED", bari, 41) + sse("ADDED", new, 90) + sse("BOOKMARK", {"resourceVersion": 91}),
     ]
     found = ground("get", "sites", "-w", "-o", "name")
-    assert "no longer keeps events as old as 44: listing again" in found.err
+    assert "cannot go on from event 44 (gone): listing again" in found.err
     # cnaf went while nobody watched; bari did not change and is not news; lecce is told once.
     assert found.out.splitlines()[2:] == ["site/lecce", "site/cnaf deleted"]
     assert [r.query.get("since") for r in api.sent("GET", "/watch")] == ["44", None, None, "91"]
+
+
+def test_a_stream_that_says_why_it_ends(ground: Ground, api: FakeApi) -> None:
+    bari, cnaf = api.docs[("Site", "", "bari")], api.docs[("Site", "", "cnaf")]
+    slow = {"error": {"status": 429, "reason": "TooMany", "message": "you read slower than events come"}}
+    rights = {"error": {"status": 410, "reason": "TooOld", "message": "what you may see has changed; list again"}}
+    name_only = {"kind": "Site", "metadata": {"name": "cnaf", "namespace": "", "resourceVersion": 51}}
+    api.streams = [
+        sse("DELETED", name_only, 51) + sse("ERROR", slow),
+        sse("ERROR", rights),
+        sse("ADDED", bari, 41) + sse("ADDED", cnaf, 52) + sse("BOOKMARK", {"resourceVersion": 60}),
+    ]
+    found = ground("get", "sites", "-w")
+    assert "cannot go on from event 51 (what you may see has changed; list again): listing again" in found.err
+    assert [row[:2] for row in columns(found.out)[3:]] == [["cnaf", "False"], ["cnaf", "False"]]
+    assert [r.query.get("since") for r in api.sent("GET", "/watch")] == ["44", "51", None, "60"]
 
 
 def test_an_overloaded_server_is_waited_for(ground: Ground, api: FakeApi) -> None:

@@ -83,7 +83,10 @@ class Watch:
                 self._wait(lost.message)
             except Refused as refused:
                 if refused.reason == "TooOld" or refused.status == 410:
-                    self._tell(f"the server no longer keeps events as old as {self.since}: listing again")
+                    if self.since is None:
+                        self._wait(refused.message)
+                    else:
+                        self._tell(f"cannot go on from event {self.since} ({refused.message}): listing again")
                     self.since = None
                 elif refused.status in (429, 502, 503, 504):
                     self._wait(refused.message)
@@ -124,6 +127,8 @@ class Watch:
                     self.since = int(sent.id)
                 if sent.event == "DELETED":
                     self._known.pop(key, None)
+                    if before and "spec" not in body:  # no longer ours to see: only its name is told
+                        body = before
                 else:
                     self._known[key] = body
                 event = "MODIFIED" if before and sent.event == "ADDED" else sent.event
