@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from groundcontrol.kernel.resource import NAME, Column, KindInfo, Model, Resource, Status
-from groundcontrol.kernel.secrets import SecretRef
+
+_REFERENCE = re.compile(r"secret:[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Verify(Model):
@@ -36,12 +38,12 @@ class SourceSpec(Model):
     """The folder of the repository whose YAML files are applied, with all folders below it."""
     interval: int = Field(default=60, ge=5, le=86400)
     """Seconds from one look at the repository to the next, when no webhook tells of a change."""
-    credentials: SecretRef | None = None
-    """What the git server asks for: an access token, `user:password`, or a private ssh key without passphrase."""
+    credentials: str | None = None
+    """`secret:NAME/KEY` of what the git server asks for: an access token, `user:password`, or a private ssh key."""
     known_hosts: str = Field(default="", max_length=1 << 16)
     """For ssh: the server's lines of a known_hosts file. A server that is not listed is not talked to."""
-    webhook_secret: SecretRef | None = None
-    """What the git server signs its webhooks with; without it webhooks are refused."""
+    webhook_secret: str | None = None
+    """`secret:NAME/KEY` of what the git server signs its webhooks with; without it webhooks are refused."""
     verify: Verify = Field(default_factory=Verify)
     """Whose signature the newest commit must carry."""
     subject: str = Field(default="", max_length=253, pattern=r"^((user|source|group):[A-Za-z0-9][A-Za-z0-9._@/-]*)?$")
@@ -57,6 +59,14 @@ class SourceSpec(Model):
     def _path_stays_inside(self) -> Self:
         if self.path.startswith("/") or ".." in self.path.split("/"):
             raise ValueError("path is a folder inside the repository, for example sites/bari")
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_are_references(self) -> Self:
+        # Checked here and not by a pattern of the field, whose error would repeat what may be the secret itself.
+        for name, value in (("credentials", self.credentials), ("webhookSecret", self.webhook_secret)):
+            if value is not None and not _REFERENCE.fullmatch(value):
+                raise ValueError(f"{name} is given as secret:NAME/KEY, never as the value itself")
         return self
 
 

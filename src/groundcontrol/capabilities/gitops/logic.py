@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -152,7 +152,7 @@ def credentials_of(secret: str, known_hosts: str = "") -> Credentials:
 
 def applies(path: str) -> bool:
     """Whether a file of the tree is one of ours: YAML, and neither it nor a folder above it is hidden."""
-    return path.endswith(SUFFIXES) and not any(part.startswith(".") for part in path.split("/"))
+    return path.endswith(SUFFIXES) and "/." not in f"/{path}"
 
 
 # ──────────────────────────────────────────────────────────────────────────────────────────────────── parsing
@@ -174,7 +174,7 @@ def parse_tree(
     known, new = cache or {}, dict[tuple[str, str], Parsed]()
     version = f"{version}/{namespace}/{max_bytes}"
     resources: dict[Key, Wanted] = {}
-    troubles = [Trouble(f"{r.path} {r.reason}", r.path) for r in refused if applies(r.path) or r.path.find(".") < 0]
+    troubles = [Trouble(f"{r.path} {r.reason}", r.path) for r in refused if _may_matter(r.path)]
     broken, unread, mentions, count = {r.path for r in refused}, set[str](), set[str](), 0
     for path in sorted(filter(applies, files)):
         blob, size, read = files[path]
@@ -206,6 +206,11 @@ def parse_tree(
                 troubles.append(_duplicate(keeps, loses))
     troubles.sort(key=lambda t: (t.file, t.line))
     return Desired(resources, tuple(troubles), frozenset(broken), frozenset(unread), frozenset(mentions), new, count)
+
+
+def _may_matter(path: str) -> bool:
+    """Whether a link or submodule may stand where one of our files or folders is expected."""
+    return "/." not in f"/{path}" and (path.endswith(SUFFIXES) or "." not in path.rsplit("/", 1)[-1])
 
 
 def parse_blob(raw: bytes, kinds: Kinds, namespace: str = "", max_bytes: int = MAX_FILE_BYTES) -> Parsed:
@@ -305,6 +310,8 @@ def plan_changes(
         if not mine and not wanted.declared.adopt:
             troubles.append(_not_ours(wanted, old))
             continue
+        if mine and _as_written(wanted.declared, old, manager, wanted.file):
+            continue
         change = _update(wanted, old, source, manager, kinds, takes_all=not mine, foreign=foreign)
         if change is not None:
             changes.append(change)
@@ -327,15 +334,19 @@ def _order(change: Change) -> tuple[Any, ...]:
     return (deletion, -rank if deletion else rank, change.target.type, change.target.id)
 
 
-def _held(desired: Desired, owned: Mapping[Key, Doc], gone: Iterable[Key]) -> dict[Key, str]:
+def _held(desired: Desired, owned: Mapping[Key, Doc], gone: list[Key]) -> dict[Key, str]:
     """Of what is in no file: what may be in one that cannot be read, with the reason."""
+    if not gone:
+        return {}
     files = {key: str(doc["metadata"]["annotations"].get(FILE, "")) for key, doc in owned.items()}
     # A file that was never read and owns nothing may be an old one under a new name: it could hold anything.
     strange = sorted(desired.unread.difference(files.values()))
     held: dict[Key, str] = {}
     for key in gone:
-        if files[key] in desired.broken:
-            held[key] = f"{files[key]} has mistakes, so it counts as it was when it was last good"
+        parts = files[key].split("/")
+        above = {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
+        if above & desired.broken:
+            held[key] = f"{min(above & desired.broken)} cannot be read whole; it counts as it was when last good"
         elif key.name in desired.mentions:
             held[key] = "a document with mistakes may be about it"
         elif strange:
@@ -357,6 +368,20 @@ def _creation(wanted: Wanted, source: str) -> Change:
         StoreWrite(doc=doc, given=declared.given),
         fields=_fields({"metadata": {}}, doc),
         reason=f"declared in {wanted.place}",
+    )
+
+
+def _as_written(declared: Declared, old: Doc, manager: str, file: str) -> bool:
+    """Whether nothing at all differs: the usual case, answered without making anything."""
+    doc, meta = declared.doc, old["metadata"]
+    wanted, found = doc["metadata"], meta["annotations"]
+    return (
+        doc["spec"] == old["spec"]
+        and wanted["labels"] == meta.get("labels")
+        and found.get(FILE) == file
+        and len(found) == len(wanted["annotations"]) + 2
+        and wanted["annotations"].items() <= found.items()
+        and meta.get("managers") == dict.fromkeys(declared.given, manager)
     )
 
 
@@ -384,22 +409,31 @@ def _update(
         labels = old_labels
     # Marks that reconcilers and commands leave (`ground/…`) are not the file's to remove.
     annotations = {**{k: v for k, v in old_annotations.items() if k.startswith("ground/")}, **annotations}
-    if spec == old["spec"] and labels == old_labels and annotations == old_annotations:
+    claims = _claims(declared.given.difference(kept), managers, manager)
+    if spec == old["spec"] and labels == old_labels and annotations == old_annotations and not claims:
         return None
     doc = {**declared.doc, "spec": spec}
     doc["metadata"] = {**declared.doc["metadata"], "labels": labels, "annotations": annotations}
-    fields = _fields(old, doc)
-    return (
-        store_change(
-            "update",
-            declared.key,
-            StoreWrite(doc=doc, given=declared.given.difference(kept), uid=meta.get("uid", "")),
-            fields=fields,
-            reason=f"{'adopted by' if takes_all else 'declared in'} {wanted.place}",
-        )
-        if fields
-        else None
+    return store_change(
+        "update",
+        declared.key,
+        StoreWrite(doc=doc, given=declared.given.difference(kept), uid=meta.get("uid", "")),
+        fields={**_fields(old, doc), **claims},
+        reason=f"{'adopted by' if takes_all else 'declared in'} {wanted.place}",
     )
+
+
+def _claims(given: frozenset[str], managers: Mapping[str, str], manager: str) -> dict[str, tuple[Any, Any]]:
+    """Fields newly given with the value they have, or no longer given: only who manages them changes."""
+    if not managers:
+        return {}
+    taken = {f"metadata.managers[{path}]": (None, manager) for path in sorted(given) if not managers.get(path)}
+    let_go = {
+        f"metadata.managers[{path}]": (manager, None)
+        for path, owner in managers.items()
+        if owner == manager and path not in given
+    }
+    return {**taken, **let_go}
 
 
 def _merged(
@@ -484,11 +518,3 @@ def edit_refusal(doc: Doc, path: str, repository: str = "", manager: str = "") -
 def _some(keys: Iterable[Key]) -> str:
     names = [str(key) for key in keys]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def by_file(troubles: Iterable[Trouble]) -> Iterator[tuple[str, list[Trouble]]]:
-    """Troubles grouped by file, in order."""
-    grouped: dict[str, list[Trouble]] = {}
-    for trouble in troubles:
-        grouped.setdefault(trouble.file, []).append(trouble)
-    yield from grouped.items()
