@@ -7,6 +7,7 @@ group is the plan a person sees, with a digest over exactly its changes.
 
 from __future__ import annotations
 
+import builtins
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,8 @@ import sqlalchemy as sa
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.errors import Invalid, NotFound, PlanChanged, Problem
 from groundcontrol.kernel.plan import Change, Limit, Spent, digest_of, over_limit
-from groundcontrol.kernel.resource import Key, now
+from groundcontrol.kernel.resource import Doc, Key, now
+from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.tx import Tx
 
@@ -304,26 +306,28 @@ class PlanBoard:
     def __init__(self, store: Store, wake: Any) -> None:
         self._store, self._wake = store, wake
 
-    def list(self, state: str = "held") -> list[dict[str, Any]]:
+    def list(self, state: str = "held") -> builtins.list[Doc]:
         with self._store.reading() as conn:
-            return held_plans(conn) if state == "held" else answered_plans(conn, state)
+            held = held_plans(conn) if state in ("", "held") else []
+            states = ("approved", "refused") if not state else () if state == "held" else (state,)
+            return held + [plan for s in states for plan in answered_plans(conn, s)]
 
-    def get(self, id_: str) -> dict[str, Any]:
-        for plan in self.list():
-            if plan["id"] == id_:
+    def get(self, id: str) -> Doc:
+        for plan in self.list(""):
+            if plan["id"] == id:
                 return plan
-        raise NotFound(f"no plan {id_} is held; `ground plan list` shows what is")
+        raise NotFound(f"no plan {id} is held; `ground plan list` shows what is")
 
-    def approve(self, id_: str, digest: str, subject: str, reason: str) -> dict[str, Any]:
-        return self._done(self._store.write(lambda tx: approve(tx, id_, digest, subject, reason)))
+    def approve(self, id: str, digest: str, subject: Subject, reason: str) -> Doc:
+        return self._done(self._store.write(lambda tx: approve(tx, id, digest, subject.name, reason)))
 
-    def approve_bound(self, id_: str, verb: str, count: int, until: float, subject: str, reason: str) -> dict[str, Any]:
-        return self._done(self._store.write(lambda tx: approve_bound(tx, id_, verb, count, until, subject, reason)))
+    def approve_bound(self, id: str, verb: str, count: int, until: float, subject: Subject, reason: str) -> Doc:
+        return self._done(self._store.write(lambda tx: approve_bound(tx, id, verb, count, until, subject.name, reason)))
 
-    def refuse(self, id_: str, subject: str, reason: str) -> dict[str, Any]:
-        digest = str(self.get(id_)["digest"])
-        return self._done(self._store.write(lambda tx: refuse(tx, id_, digest, subject, reason)))
+    def refuse(self, id: str, subject: Subject, reason: str) -> Doc:
+        digest = str(self.get(id)["digest"])
+        return self._done(self._store.write(lambda tx: refuse(tx, id, digest, subject.name, reason)))
 
-    def _done(self, answer: Answer) -> dict[str, Any]:
+    def _done(self, answer: Answer) -> Doc:
         self._wake(answer.owner_uids)
         return answer.plan

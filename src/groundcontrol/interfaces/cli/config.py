@@ -10,7 +10,7 @@ from typing import Any
 
 from groundcontrol.interfaces.cli.failure import USAGE, Failure, did_you_mean
 
-DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_URL = "http://127.0.0.1:8440"
 DEFAULT_CONTEXT = "default"
 
 

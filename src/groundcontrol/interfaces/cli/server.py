@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -54,10 +55,16 @@ def call(name: str, module: str, words: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-_API = "groundcontrol.interfaces.api"
-serve = _passed_on("serve", f"{_API}.serve", "Run the control plane on this machine.")
+_PROGRAMS = "groundcontrol.programs"
+serve = _passed_on("serve", f"{_PROGRAMS}.serve", "Run the control plane on this machine.")
 agent = _passed_on("agent", "groundcontrol.drivers.local.agent", "Run an agent on this host.")
-init = _passed_on("init", f"{_API}.init", "Prepare a new installation.")
-doctor = _passed_on("doctor", f"{_API}.doctor", "Check an installation and say what is wrong with it.")
-admin = _passed_on("admin", f"{_API}.admin", "Backup, restore, users and reference pages of an installation.")
-demo = _passed_on("demo", "groundcontrol.demo.main", "Bring up a demonstration.")
+init = _passed_on("init", f"{_PROGRAMS}.init", "Prepare a new installation.")
+doctor = _passed_on("doctor", f"{_PROGRAMS}.doctor", "Check an installation and say what is wrong with it.")
+admin = _passed_on("admin", f"{_PROGRAMS}.admin", "Backup, restore, users and reference pages of an installation.")
+
+
+@click.command("demo", help="Bring up a demonstration.", context_settings=_PASS, add_help_option=False)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def demo(words: tuple[str, ...]) -> int:
+    """The demonstration stands outside: it is another program, which this one becomes."""
+    os.execv(sys.executable, [sys.executable, "-m", "groundcontrol.demo", *words])

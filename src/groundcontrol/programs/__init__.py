@@ -1,0 +1,1 @@
+"""What runs on a server: `serve`, `init`, `doctor`, `admin`. They put the program together."""
