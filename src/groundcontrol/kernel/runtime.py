@@ -86,7 +86,9 @@ class Runtime:
         return self
 
     def _open(self) -> None:
-        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Tenants of a local site pass through it to their own folders; what lies in it is closed to them.
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self.data.chmod(0o711)
         key = self.settings.secrets.key
         self.sealed = Sealed(Resolver(None).resolve(key) if key else self.data / "seal.key")
         # The reconcilers name the kinds that must be taken down, and need the store: so the names come first.
@@ -213,7 +215,10 @@ class Runtime:
         options: dict[str, Any] = dict(site.spec.options)
         endpoint = site.spec.endpoint
         if endpoint == "local:":
-            options["root"] = str(self.data / "sites" / name)
+            root = self.data / "sites"
+            root.mkdir(exist_ok=True)
+            root.chmod(0o711)
+            options["root"] = str(root / name)
         return connect(name, endpoint, secret, options)
 
     def reconciler(self, name: str) -> Any:

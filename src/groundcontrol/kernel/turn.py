@@ -255,8 +255,8 @@ class Turns:
             if outcome == "done":
                 reason = change.event or change.verb.title()
                 tx.event(turn.key, turn.uid, reason, what, warning=change.warning, fields=fields)
-            else:
-                tx.event(turn.key, turn.uid, f"{change.verb.title()}{outcome.title()}", what, warning=True)
+            elif outcome == "unknown":
+                tx.event(turn.key, turn.uid, f"{change.verb.title()}Unknown", what, warning=True)
 
     def _status(self, reconciler: AnyReconciler, turn: _Turn, report: Report) -> dict[str, Any] | None:
         """The status to write, or None when it is as it was."""

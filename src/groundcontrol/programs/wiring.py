@@ -122,7 +122,6 @@ def status(runtime: Runtime, subject: Subject) -> Doc:
         "incidents": incidents,
         "plans": [_held(p) for p in runtime.plans.list("held")] if may_see_plans else [],
         "ledger": {"backlog": backlog.facts, "error": backlog.error} if backlog else None,
-        "loop": runtime.controller.state() if may_see_plans else None,
     }
 
 
