@@ -211,11 +211,12 @@ def test_killed_at_random_moments_it_keeps_its_promises(make: Make) -> None:
     for thread in threads:
         thread.start()
     kills = 0
-    while kills < 12:
+    while kills < 8:
         time.sleep(random.uniform(0.0, 0.3))
         pid = ledger.status()["pid"]
         if pid:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             kills += 1
             until(lambda pid=pid: ledger.status()["pid"] not in (0, pid))  # type: ignore[misc]
     done.set()
@@ -361,7 +362,8 @@ def test_on_a_full_disk_nothing_promised_is_lost(make: Make, tmp_path: Path) -> 
 def test_a_file_in_use_is_told_with_the_process_that_has_it(make: Make, tmp_path: Path) -> None:
     first = make()
     second = make(start=False)
-    assert not second.start(3)
+    assert not second.start(0)
+    until(lambda: "in use" in second.status()["error"])
     with pytest.raises(Unavailable, match=rf"in use by process {first.status()['pid']}; stop it, or") as caught:
         second.append("audit", facts(1, 1))
     assert caught.value.retry_after
@@ -384,8 +386,8 @@ def test_a_damaged_file_is_told_with_what_to_do(make: Make, tmp_path: Path, dama
             raw[: 4096 * 3] = b"\xff" * 4096 * 3
         path.write_bytes(raw)
     ledger = make(start=False)
-    assert not ledger.start(3)
-    assert "damaged" in ledger.status()["error"], ledger.status()
+    assert not ledger.start(0)
+    until(lambda: "damaged" in ledger.status()["error"])
     assert "restore it from a backup, or move it" in ledger.status()["error"]
     path.rename(tmp_path / "aside")
     (tmp_path / "ledger.duckdb.wal").unlink(missing_ok=True)
@@ -419,7 +421,8 @@ def test_new_columns_are_added_and_another_type_is_refused(make: Make, tmp_path:
     ]
     second.stop()
     third = make(path, Dataset("audit", {"verb": "int"}), start=False)
-    assert not third.start(2)
+    assert not third.start(0)
+    until(lambda: "VARCHAR" in third.status()["error"])
     assert "column verb is stored as VARCHAR, declared int; give the new one another name" in third.status()["error"]
     third.stop()
     older = make(path, Dataset("audit", {}))

@@ -284,6 +284,8 @@ class _Child:
         self._lock = threading.Lock()
         self._calls: dict[int, Future[Any]] = {}
         self._next = 0
+        self._trouble = ""
+        """The last thing it complained of."""
         self._ended = threading.Event()
         self._reader = threading.Thread(target=self._read, name="ledger-reader", daemon=True)
         self._reader.start()
@@ -331,6 +333,7 @@ class _Child:
             while (reply := wire.receive_reply(self._sock)) is not None:
                 with self._lock:
                     future = self._calls.pop(reply.id, None)
+                self._trouble = reply.message or self._trouble
                 if future is not None:
                     _settle(future, reply)
         except msgspec.MsgspecError:
@@ -352,6 +355,8 @@ class _Child:
             self._ended.wait(hang_seconds)  # whoever stops it is waiting for its last word
         else:
             code = self._process.wait()
+            if code == wire.GAVE_UP:
+                raise Unavailable(self._trouble)
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
             raise Unavailable(f"its process {how}")
 

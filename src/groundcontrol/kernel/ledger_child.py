@@ -144,8 +144,8 @@ def _work(waiting: Queue, handlers: dict[str, Callable[..., Any]], replies: _Rep
         except Exception as error:
             trouble = explain(error, setup)
             replies.trouble(request, trouble)
-            if trouble.fatal:
-                _leave(2)
+            if trouble.fatal or (trouble.reason == "memory" and _crowded(setup.memory_mb)):
+                _leave(wire.GAVE_UP)
             continue
         replies.send(wire.Reply(request.id, value))
         if request.op == "stop":
@@ -278,8 +278,18 @@ def staging(path: Path) -> Path:
 
 def _bound_memory(memory_mb: int) -> None:
     """What DuckDB's own limit does not count (results, the allocator's slack) has an end too."""
-    most = (2 * memory_mb + 1024) << 20
+    most = _most_memory(memory_mb)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def _most_memory(memory_mb: int) -> int:
+    return (2 * memory_mb + 512) << 20
+
+
+def _crowded(memory_mb: int) -> bool:
+    """Whether a failed query left so much behind that the next ones would fail too: a new process is better."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    return pages * resource.getpagesize() > _most_memory(memory_mb) // 2
 
 
 def _plain(value: Any) -> Any:
@@ -310,7 +320,7 @@ def explain(error: BaseException, setup: Setup) -> Trouble:
         return Trouble("timeout", "the query took too long; ask for a shorter time or fewer groups")
     if "no space left" in low or "file too large" in low or "disk quota" in low or "could not write" in low:
         return Trouble("full", f"cannot write {path}: {text}{full}", True)
-    if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
+    if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or "start new thread" in low:
         return Trouble(
             "memory", f"{setup.memory_mb} MiB are not enough for this; ask for less or raise ledger.memoryMb"
         )

@@ -13,6 +13,9 @@ import msgspec
 MAX_FRAME = 128 << 20
 """A longer frame is a defect on the other side."""
 
+GAVE_UP = 2
+"""Exit code of a child whose DuckDB is of no use any more, after it told why."""
+
 _HEAD = struct.Struct(">I")
 
 
