@@ -8,6 +8,7 @@ are read inside the writing transaction.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import fcntl
 import logging
@@ -17,12 +18,11 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy import event as sa_event
 
@@ -30,7 +30,8 @@ from groundcontrol.kernel import tables
 from groundcontrol.kernel.errors import Fenced, GroundError, TooOld, Unavailable
 from groundcontrol.kernel.migrations import migrate
 from groundcontrol.kernel.resource import Doc, Key, Kinds
-from groundcontrol.kernel.tx import Event, Tx
+from groundcontrol.kernel.tx import Entry as Entry
+from groundcontrol.kernel.tx import Event, Tx, entry_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,27 +40,6 @@ BATCH = 256
 """Most acts in one group commit."""
 RING = 20_000
 """Events kept in memory for watchers; older ones come from the database."""
-
-
-class Entry(NamedTuple):
-    """One resource in the cache. `doc` decodes afresh, so that nobody can change what others read."""
-
-    key: Key
-    uid: str
-    seq: int
-    labels: dict[str, str]
-    owner_uid: str
-    raw: bytes
-
-    @property
-    def doc(self) -> Doc:
-        return msgspec.json.decode(self.raw)  # type: ignore[no-any-return]
-
-
-def _entry(key: Key, raw: bytes) -> Entry:
-    meta = msgspec.json.decode(raw)["metadata"]
-    owners = meta.get("ownerReferences") or ({"uid": ""},)
-    return Entry(key, meta["uid"], meta["resourceVersion"], meta.get("labels") or {}, owners[0]["uid"], raw)
 
 
 class Subscription:
@@ -120,6 +100,7 @@ class Store:
         self._acts: queue.SimpleQueue[tuple[Callable[[Tx], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._cache: dict[str, dict[tuple[str, str], Entry]] = {}
+        self._order: dict[str, list[tuple[str, str]]] = {}
         self._by_uid: dict[str, Entry] = {}
         self._children: dict[str, dict[Key, None]] = {}
         self._ring: deque[Event] = deque(maxlen=RING)
@@ -142,8 +123,9 @@ class Store:
             self.sequence = int(_meta(conn, "sequence", lambda: "0"))
             self.fact_sequence = int(_meta(conn, "factSequence", lambda: "0"))
             self.epoch = _next_epoch(conn, self.clock())
-            for row in conn.execute(sa.select(*(tables.resources.c[c] for c in ("kind", "namespace", "name", "doc")))):
-                self._put(_entry(Key(row.kind, row.namespace, row.name), row.doc))
+            columns = [tables.resources.c[c] for c in ("kind", "namespace", "name", "doc")]
+            for row in conn.execute(sa.select(*columns).order_by(*columns[:3])):
+                self._put(entry_of(Key(row.kind, row.namespace, row.name), row.doc))
         self._writer = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._writer.start()
         return self
@@ -246,7 +228,7 @@ class Store:
                 if change.type == "DELETED":
                     self._drop(change.key)
                 else:
-                    self._put(_entry(change.key, change.raw))
+                    self._put(entry_of(change.key, change.raw))
             self._ring.extend(tx.events)
             self.sequence, self.fact_sequence = tx.sequence, tx.fact_sequence
             if tx.events:
@@ -261,7 +243,10 @@ class Store:
     # ── cache ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _put(self, entry: Entry) -> None:
-        self._cache.setdefault(entry.key.kind, {})[entry.key.namespace, entry.key.name] = entry
+        kept, place = self._cache.setdefault(entry.key.kind, {}), (entry.key.namespace, entry.key.name)
+        if place not in kept:
+            bisect.insort(self._order.setdefault(entry.key.kind, []), place)
+        kept[place] = entry
         self._by_uid[entry.uid] = entry
         if entry.owner_uid:
             self._children.setdefault(entry.owner_uid, {})[entry.key] = None
@@ -269,6 +254,8 @@ class Store:
     def _drop(self, key: Key) -> None:
         entry = self._cache.get(key.kind, {}).pop((key.namespace, key.name), None)
         if entry:
+            order = self._order[key.kind]
+            del order[bisect.bisect_left(order, (key.namespace, key.name))]
             self._by_uid.pop(entry.uid, None)
             if entry.owner_uid:
                 self._children.get(entry.owner_uid, {}).pop(key, None)
@@ -288,10 +275,26 @@ class Store:
     def entries(self, kind: str, namespace: str | None = None) -> list[Entry]:
         """All of a kind, ordered by namespace and name; a consistent copy."""
         with self._mutex:
-            found = list(self._cache.get(kind, {}).values())
-        if namespace is not None:
-            found = [e for e in found if e.key.namespace == namespace]
-        return sorted(found, key=lambda e: (e.key.namespace, e.key.name))
+            order, kept = self._order.get(kind, []), self._cache.get(kind, {})
+            first, last = 0, len(order)
+            if namespace is not None:
+                first, last = (
+                    bisect.bisect_left(order, (namespace, "")),
+                    bisect.bisect_left(order, (f"{namespace}\0", "")),
+                )
+            return [kept[place] for place in order[first:last]]
+
+    def after(self, kind: str, place: tuple[str, str], most: int) -> list[Entry]:
+        """The next `most` of a kind behind (namespace, name), which need not be there, in that order."""
+        with self._mutex:
+            order, kept = self._order.get(kind, []), self._cache.get(kind, {})
+            first = bisect.bisect_right(order, place)
+            return [kept[p] for p in order[first : first + most]]
+
+    def snapshot(self, kinds: Iterable[str]) -> tuple[int, list[Entry]]:
+        """Everything of these kinds, and the event number at which it was so."""
+        with self._mutex:
+            return self.sequence, [e for kind in kinds for e in self.entries(kind)]
 
     def children(self, uid: str) -> list[Entry]:
         """What was made for this resource, by its first owner reference, in order of name."""

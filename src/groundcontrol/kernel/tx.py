@@ -35,6 +35,29 @@ class Event(NamedTuple):
     """ADDED, MODIFIED or DELETED."""
     key: Key
     raw: bytes
+    was: Mapping[str, str] | None = None
+    """The labels before; None when they are not known any more."""
+
+
+class Entry(NamedTuple):
+    """One resource in the cache. `doc` decodes afresh, so that nobody can change what others read."""
+
+    key: Key
+    uid: str
+    seq: int
+    labels: dict[str, str]
+    owner_uid: str
+    raw: bytes
+
+    @property
+    def doc(self) -> Doc:
+        return msgspec.json.decode(self.raw)  # type: ignore[no-any-return]
+
+
+def entry_of(key: Key, raw: bytes) -> Entry:
+    meta = msgspec.json.decode(raw)["metadata"]
+    owners = meta.get("ownerReferences") or ({"uid": ""},)
+    return Entry(key, meta["uid"], meta["resourceVersion"], meta.get("labels") or {}, owners[0]["uid"], raw)
 
 
 class Applied(NamedTuple):
@@ -57,6 +80,8 @@ class Tx:
         self.facts: list[dict[str, Any]] = []
         self._overlay: dict[Key, bytes | None] = {}
         self._undo: list[tuple[Key, bytes | None, bool]] = []
+        self.touched: dict[str, int] = {}
+        """How often something of a kind was written or taken back in this commit."""
         self.time = store.clock()
 
     # ── bookkeeping of the commit ───────────────────────────────────────────────────────────────────────────────
@@ -70,6 +95,7 @@ class Tx:
         del self.events[events:], self.facts[facts:]
         while len(self._undo) > undo:
             key, raw, was_there = self._undo.pop()
+            self.touched[key.kind] += 1
             if was_there:
                 self._overlay[key] = raw
             else:
@@ -114,6 +140,15 @@ class Tx:
             names = [e.key.name for e in self.store.entries(key.kind, key.namespace)]
             raise NotFound(f"there is no {key}{did_you_mean(key.name, names)}")
         return doc
+
+    def entries(self, kind: str, namespace: str | None = None) -> list[Entry]:
+        """All of a kind (in a namespace) as of this moment of the commit, in no order."""
+        found = self.store.entries(kind, namespace)
+        if not self.touched.get(kind):
+            return found
+        mine = {k: raw for k, raw in self._overlay.items() if k.kind == kind and namespace in (None, k.namespace)}
+        written = [entry_of(k, raw) for k, raw in mine.items() if raw is not None]
+        return [e for e in found if e.key not in mine] + written
 
     def _raw(self, key: Key) -> bytes | None:
         if key in self._overlay:
@@ -232,6 +267,7 @@ class Tx:
         key = key_of(doc)
         self.sequence += 1
         doc["metadata"]["resourceVersion"] = self.sequence
+        was = self._labels(key) if type_ != "ADDED" else {}
         raw = msgspec.json.encode(doc)
         row = {"uid": doc["metadata"]["uid"], "seq": self.sequence, "doc": raw, **key._asdict()}
         if type_ == "ADDED":
@@ -242,8 +278,15 @@ class Tx:
             self.conn.execute(_DELETE, {"u": row["uid"]})
         self._undo.append((key, self._overlay.get(key), key in self._overlay))
         self._overlay[key] = None if type_ == "DELETED" else raw
-        self.events.append(Event(self.sequence, type_, key, raw))
+        self.touched[key.kind] = self.touched.get(key.kind, 0) + 1
+        self.events.append(Event(self.sequence, type_, key, raw, was))
         return doc
+
+    def _labels(self, key: Key) -> Mapping[str, str]:
+        if key not in self._overlay and (entry := self.store.entry(key)):
+            return entry.labels
+        doc = self.get(key)
+        return doc["metadata"].get("labels") or {} if doc else {}
 
     # ── facts ───────────────────────────────────────────────────────────────────────────────────────────────────
 
