@@ -271,6 +271,8 @@ class Turns:
         if turn.verdict.held:
             message = f"{turn.verdict.reason}; look at it and approve it: ground approve {turn.verdict.plan}"
             answers["Held"] = Condition(type="Held", status="True", reason="OverLimit", message=message)
+            if not turn.done and turn.error is None:
+                answers["Ready"] = Condition(type="Ready", status="False", reason="Held", message=message)
         if turn.foreign:
             message = "; ".join(turn.foreign)
             answers["HeldByRun"] = Condition(type="HeldByRun", status="True", reason="RunHolds", message=message)
