@@ -87,9 +87,7 @@ def rounds(root: Any, count: int, seed: int, kill_keeper: bool) -> None:
         time.sleep(chance.uniform(0, 0.25))
         victims = [agent.pid]
         if kill_keeper and number % 2:
-            keeper = [pid for pid in process.all_pids() if f"keeper.py\0{root.path}\0".encode() in command_line(pid)]
-            assert len(keeper) == 1
-            victims.append(keeper[0])
+            victims.append(keeper_of(root))
             chance.shuffle(victims)
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
@@ -102,11 +100,33 @@ def rounds(root: Any, count: int, seed: int, kill_keeper: bool) -> None:
     assert known
 
 
+def keeper_of(root: Any) -> int:
+    """The keeper, not a child it has forked and that has not yet executed its program."""
+    named = [pid for pid in process.all_pids() if f"keeper.py\0{root.path}\0".encode() in command_line(pid)]
+    rows = [row for pid in named if (row := process.look_at(pid)) is not None]
+    first = [row.pid for row in rows if row.parent not in named]
+    assert len(first) == 1, rows
+    return first[0]
+
+
 def command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def unfinished(root: Any, states: dict[str, str]) -> set[str]:
+    """Units whose interrupted stop or deletion the host is still finishing."""
+    goals = {}
+    for unit_id in states:
+        with contextlib.suppress(FileNotFoundError):
+            goals[unit_id] = json.loads(Path(root.path, "units", unit_id, "unit.json").read_text()).get("goal", "run")
+    return {
+        unit_id
+        for unit_id, state in states.items()
+        if goals.get(unit_id, "delete") == "delete" or (goals[unit_id] == "stop" and state == "running")
+    }
 
 
 def settle(root: Any, client: RemoteHost, known: dict[str, set[str]]) -> None:
@@ -122,7 +142,7 @@ def settle(root: Any, client: RemoteHost, known: dict[str, set[str]]) -> None:
             if states.get(unit_id, "gone") not in may
         }
         running = {unit.id: [unit.pid] for unit in listing.units if unit.state == "running"}
-        if not wrong and running == leaders(root) and not set(states) - set(known):
+        if not wrong and running == leaders(root) and not set(states) - set(known) and not unfinished(root, states):
             break
         assert time.monotonic() < deadline, (wrong, running, leaders(root), listing.problems)
         time.sleep(0.05)
