@@ -315,8 +315,9 @@ def test_damage_found_while_reading_heals_with_the_next_fetch(
     assert fresh.read(origin.url, blob) == b"a: 1\n"
 
 
-def test_a_lost_file_content_heals_with_the_next_fetch(
-    origin: Origin, here: GitRepositories, settings: Settings
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "garbled"])
+def test_one_file_content_that_is_gone_heals_with_the_next_fetch(
+    origin: Origin, here: GitRepositories, settings: Settings, lost: bool
 ) -> None:
     commit = here.fetch(origin.url, "main")
     blob = here.tree(origin.url, commit).files["a.yaml"].blob
@@ -326,9 +327,12 @@ def test_a_lost_file_content_heals_with_the_next_fetch(
         with moved.open("rb") as file:
             unpack = ["git", f"--git-dir={mirror_of(settings)}", "unpack-objects", "-q"]
             subprocess.run(unpack, stdin=file, check=True)
-    (mirror_of(settings) / "objects" / blob[:2] / blob[2:]).unlink()
+    loose = mirror_of(settings) / "objects" / blob[:2] / blob[2:]
+    loose.unlink()
+    if not lost:
+        loose.write_bytes(b"garbage")  # a fetch that brings nothing new does not notice
     fresh = GitRepositories(settings)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound if lost else Unavailable):
         fresh.read(origin.url, blob)
     assert fresh.fetch(origin.url, "main") == commit
     assert fresh.read(origin.url, blob) == b"a: 1\n"
