@@ -202,7 +202,6 @@ def test_a_hand_edit_is_seen_and_mended(world: World) -> None:
     spec = msgspec.structs.replace(SLEEP, files={"a.txt": "ours", "b.txt": "ours"})
     made = world.host.create("a", spec, {}, epoch=1)
     before = world.host.look().sequence
-    time.sleep(1.0 if world.root else 0)
     world.edit_file("a", "a.txt", "theirs")
     world.edit_file("a", "b.txt", None)
     assert world.host.wait(before, 2.0) > before

@@ -327,6 +327,7 @@ class LocalHost(Processes):
                     folder.write(unit.directory, path, text, unit.owner())
             unit.now = (msgspec.structs.replace(record, unapplied=False), life)
             self._place.save(unit.record)
+            unit.edited()
             if life.state == "running" and spec.check != old.spec.check:
                 self._runs.examine(unit)
             self._bump()

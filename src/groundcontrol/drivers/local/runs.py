@@ -137,6 +137,7 @@ class Runs:
             self.conclude(unit, lost=run.boot != process.boot_id())
             return
         self.watcher.add(pidfd, record.id)
+        unit.edited()  # From here on a difference is somebody's hand.
         self.examine(unit)
         self._changed()
 
