@@ -287,7 +287,8 @@ class Kinds:
         if isinstance(doc.get("metadata"), dict):
             doc["metadata"] = {k: v for k, v in doc["metadata"].items() if k not in SERVER_FIELDS}
         try:
-            parsed = versions.current.model_validate(doc)
+            # Strict: what is written as text is not a number, here as in the schema that is published.
+            parsed = versions.current.model_validate(doc, strict=True)
         except ValidationError as error:
             raise Invalid(
                 problems=tuple(problem(*_explain(e, versions.current)) for e in error.errors(include_url=False))

@@ -40,7 +40,8 @@ def operations() -> Iterator[Operation]:
     yield Operation("POST", f"{API}/plans/{{id}}/refuse", "refusePlan", "plans", "Refuse a Plan.", _refuse,
                     body=ref("Refusal"), answers={200: ref("Plan")}, verb="approve Plan")  # fmt: skip
     yield Operation("POST", f"{API}/sources/plan", "planTree", "plans", "What a tree would change.",
-                    _preview, body=ref("Tree"), answers={200: ref("Plan")}, verb="get Source, or list Plan")  # fmt: skip
+                    _preview, body=ref("Tree"), answers={200: ref("Plan")},
+                    verb="get Source, or list Plan")  # fmt: skip
     for server in SERVERS:
         yield Operation("POST", f"/hooks/{server}/{{source}}", f"{server}Hook", "hooks",
                         "A push, verified with the Source's webhook secret.", partial(_hook, server), body={},
