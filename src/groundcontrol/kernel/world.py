@@ -129,6 +129,8 @@ class World:
         self._on_change = on_change
         self._observers: dict[str, Observer] = {}
         self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._watchdog: threading.Thread | None = None
 
     def attach(self, name: str, instance: DriverInstance, identity: str = "") -> None:
         """Watch this instance from now on. `identity` says when a second call means the same connection."""
@@ -137,6 +139,9 @@ class World:
             if old and identity and old.identity == identity:
                 return
             self._observers[name] = observer = Observer(self, name, instance, identity)
+            if self._watchdog is None:
+                self._watchdog = threading.Thread(target=self._watch_age, name="world-age", daemon=True)
+                self._watchdog.start()
         if old:
             old.stop()
             observer.inherit(old)
@@ -156,8 +161,17 @@ class World:
         return observer.identity if observer else ""
 
     def close(self) -> None:
+        self._closed.set()
         for name in self.names():
             self.detach(name)
+
+    def _watch_age(self) -> None:
+        """Says so when knowledge becomes stale: an instance that hangs for ever in a look never fails in it."""
+        while not self._closed.wait(min(1.0, self.watching.stale_after / 4)):
+            with self._lock:
+                observers = tuple(self._observers.values())
+            for observer in observers:
+                observer.check_age()
 
     def instance(self, name: str) -> DriverInstance:
         """The connection; Unavailable when nobody attached it."""
@@ -268,6 +282,13 @@ class Observer:
         """Take over what the last connection knew, as knowledge of its age."""
         self.snapshot = replace(old.snapshot, reachable=False)
         self.wrote, self._gone = dict(old.wrote), set(old._gone)
+
+    def check_age(self) -> None:
+        """Say that nothing is known any more when the last answer is too old."""
+        snapshot, age = self.snapshot, self._world.clock() - self.snapshot.ended
+        if snapshot.reachable and age > self._world.watching.stale_after:
+            self._unreachable(Unavailable(f"it has not answered for {age:.0f} s"))
+            self.poke()
 
     def poke(self) -> None:
         """Look now."""
