@@ -95,7 +95,7 @@ def run(settings: Settings) -> int:
             access_log=False,
             server_header=False,
             date_header=True,
-            lifespan="off",
+            lifespan="on",
             timeout_keep_alive=30,
             timeout_graceful_shutdown=3,
             h11_max_incomplete_event_size=64 * 1024,
