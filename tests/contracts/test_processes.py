@@ -60,9 +60,9 @@ def agent(root: str, *options: str) -> tuple[subprocess.Popen[str], str, str]:
     path.chmod(0o600)
     command = [sys.executable, "-m", "groundcontrol.drivers.local.agent", "--root", root, "--listen", "127.0.0.1:0"]
     command += ["--token-file", str(path), "--cores", "4", "--memory-mb", "4096", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
     assert " listens on " in line, line
     return process, line.rsplit(" ", 1)[1].strip(), token
 
@@ -91,8 +91,8 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
                 remote.close()
                 process.terminate()
                 assert process.wait(30) == 0
-                assert process.stdout is not None
-                process.stdout.close()
+                assert process.stderr is not None
+                process.stderr.close()
 
 
 def until(world: World, unit_id: str, holds: Callable[[UnitObserved], bool], seconds: float = 5.0) -> UnitObserved:

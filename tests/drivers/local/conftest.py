@@ -43,10 +43,10 @@ class Root:
             token.chmod(0o600)
         command = [sys.executable, "-m", "groundcontrol.drivers.local.agent", "--root", self.path]
         command += ["--listen", "127.0.0.1:0", "--token-file", str(token), "--cores", "64", *options]
-        agent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.agents.append(agent)
-        assert agent.stdout is not None
-        line = agent.stdout.readline()
+        assert agent.stderr is not None
+        line = agent.stderr.readline()
         assert " listens on " in line, line
         self.clients.append(RemoteHost(line.rsplit(" ", 1)[1].strip(), token.read_text()))
         return agent, self.clients[-1]
@@ -71,8 +71,8 @@ class Root:
         for agent in self.agents:
             agent.kill()
             agent.wait()
-            if agent.stdout is not None:
-                agent.stdout.close()
+            if agent.stderr is not None:
+                agent.stderr.close()
         for host in self.hosts:
             host.close()
         last = LocalHost(self.path, cores=64)

@@ -23,6 +23,7 @@ import contextlib
 import functools
 import hmac
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -43,6 +44,7 @@ from groundcontrol.drivers.local.host import LocalHost
 from groundcontrol.kernel.errors import GroundError, Invalid, Problem, TooLarge, Unauthenticated
 
 T = TypeVar("T")
+LOG = logging.getLogger(__name__)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +139,7 @@ class Agent:
             except GroundError as problem:
                 return Response(wire.failure_of(problem), problem.status, media_type="application/json")
             except Exception as problem:  # The caller is owed an answer of our shape, whatever went wrong.
-                print(f"ground agent: {request.method} {request.url.path}: {problem!r}", file=sys.stderr)
+                LOG.exception("%s %s failed", request.method, request.url.path)
                 failure = GroundError(f"{type(problem).__name__}: {problem}")
                 return Response(wire.failure_of(failure), 500, media_type="application/json")
 
@@ -258,7 +260,7 @@ def _read_token(path: str) -> str:
     if len(token) < 16:
         raise Invalid(f"--token-file {path}: the token has {len(token)} characters; give at least 16")
     if mode & 0o077:
-        print(f"ground agent: others may read {path}: chmod 600 {path}", file=sys.stderr)
+        LOG.warning("others may read %s: chmod 600 %s", path, path)
     return token
 
 
@@ -303,6 +305,7 @@ def serve(settings: Settings) -> None:
         agent = Agent(host, token)
         config = uvicorn.Config(
             agent.app,
+            log_config=None,
             log_level="warning",
             access_log=False,
             timeout_keep_alive=75,
@@ -312,7 +315,7 @@ def serve(settings: Settings) -> None:
         )
         scheme, address = "https" if settings.tls_cert else "http", listener.getsockname()
         place = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-        print(f"ground agent {settings.name or socket.gethostname()} listens on {scheme}://{place}", flush=True)
+        LOG.info("%s listens on %s://%s", settings.name or socket.gethostname(), scheme, place)
         _Server(config, agent).run(sockets=[listener])
     finally:
         host.close(stop_units=settings.stop_units_on_exit)
@@ -341,10 +344,13 @@ def _options(argv: list[str] | None) -> Settings:
 
 def main(argv: list[str] | None = None) -> int:
     """`ground agent`; 0 after a signal, 2 when it could not begin."""
+    settings = _options(argv)
+    # To standard error, one line each: what starts the agent reads there when and where it listens.
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="ground agent: %(message)s")
     try:
-        serve(_options(argv))
+        serve(settings)
     except GroundError as problem:
-        print(f"ground agent: {problem.message}", file=sys.stderr)
+        LOG.error("%s", problem.message)
         return 2
     return 0
 

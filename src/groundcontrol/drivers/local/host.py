@@ -7,8 +7,8 @@ are carried out), and nothing is started twice (see `runs`). One process serves 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +24,8 @@ from groundcontrol.drivers.local.turns import Turns
 from groundcontrol.drivers.local.unit import Unit
 from groundcontrol.kernel.errors import Conflict, GroundError, Invalid, NotFound, OutcomeUnknown, Problem, Unavailable
 from groundcontrol.ports.processes import Fencing, HostObserved, LogChunk, Processes, UnitObserved, UnitSpec
+
+LOG = logging.getLogger(__name__)
 
 
 class LocalHost(Processes):
@@ -135,7 +137,7 @@ class LocalHost(Processes):
                 if unit.edited():
                     self._bump()
             except OSError as problem:
-                print(f"ground: unit {unit.record.id} cannot be looked at: {problem}", file=sys.stderr)
+                LOG.warning("unit %s cannot be looked at: %s", unit.record.id, problem)
 
     def wait(self, since: int, timeout: float) -> int:
         deadline = time.monotonic() + timeout

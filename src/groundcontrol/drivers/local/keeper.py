@@ -139,6 +139,10 @@ class Keeper:
             elif now - self.idle_since > IDLE or self.listener is None or not os.path.isdir(self.root):
                 return
 
+    def note(self, text: str) -> None:
+        """Into `keeper/errors`, which is our standard error; `logging` would cost every host a megabyte."""
+        os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n".encode())
+
     def unit_folders(self) -> list[str]:
         try:
             return [entry.path for entry in os.scandir(f"{self.root}/units")]
@@ -260,7 +264,7 @@ class Keeper:
                 try:
                     replace_file(f"{about['unit']}/exit", {"run": about["run"], "code": code, "time": time.time()})
                 except OSError as problem:  # The unit's folder was removed, or the disk is full: the code is lost.
-                    print(f"keeper: cannot write how {about['unit']} ended: {problem}", file=sys.stderr)
+                    self.note(f"cannot write how {about['unit']} ended: {problem}")
                 self.started.pop(about["run"], None)
                 self.give_up(about["run"])
             elif about:
