@@ -272,12 +272,17 @@ class Access:
         """Whether there may be something (in that namespace) to which the subject may do this."""
         if not _in_scope(subject, verb, kind):
             return False
-        return any(
-            r.covers(verb, kind)
-            and (namespace is None or r.where.anywhere or namespace in r.where.selected)
-            and (r.where.anywhere or r.where.selected or r.where.sites)
-            for r in self.rights(subject)
-        )
+        return any(r.covers(verb, kind) and self._reaches(r, kind, namespace) for r in self.rights(subject))
+
+    def _reaches(self, right: Right, kind: str, namespace: str | None) -> bool:
+        """Whether something of the kind (in that namespace) may lie where the right holds."""
+        where = right.where
+        if where.anywhere or namespace:
+            return where.anywhere or namespace in where.selected
+        if kind == "Site":
+            return bool(where.sites)
+        placed = kind == "Namespace" or kind not in self._store.kinds or self._store.kinds.get(kind).info.namespaced
+        return placed and bool(where.selected)
 
     def knows(self, subject: Subject, namespace: str) -> bool:
         """Whether the subject may know that such a namespace exists."""
@@ -295,14 +300,13 @@ class Access:
     ) -> None:
         """Raises Forbidden saying who may, or NotFound when the subject may not even know of it."""
         policy = self.policy()
-        _require(policy, policy.rights(subject.names), subject, verb, Key(kind, namespace, name), labels)
+        self._require(policy.rights(subject.names), subject, verb, Key(kind, namespace, name), labels)
 
     def require_list(self, subject: Subject, verb: str, kind: str, namespace: str = "") -> None:
         """As `require` for a list or a watch: enough when something there may be seen."""
         if self.somewhere(subject, verb, kind, namespace or None):
             return
-        policy = self.policy()
-        raise _refusal(policy, policy.rights(subject.names), subject, verb, Key(kind, namespace, ""), {})
+        raise self._refusal(self.rights(subject), subject, verb, Key(kind, namespace, ""), {})
 
     def visible(self, subject: Subject, kind: str, verb: str = "list") -> Callable[[Entry], bool]:
         """A test of the entries of a kind, for lists and watches."""
@@ -344,7 +348,7 @@ class Access:
         """As `require`, judged by what the transaction sees."""
         policy = self.policy_in(tx)
         subject = self._current(tx, subject)
-        _require(policy, policy.rights(subject.names), subject, verb, Key(kind, namespace, name), labels)
+        self._require(policy.rights(subject.names), subject, verb, Key(kind, namespace, name), labels)
 
     def admit(self, tx: Tx, subject: Subject, verb: str, key: Key, before: Doc | None, after: Doc | None) -> None:
         """`require_in` for a change from `before` to `after`, and nobody hands on more than they hold.
@@ -355,7 +359,7 @@ class Access:
         own = policy.rights(subject.names)
         for doc in (before, after):
             if doc is not None:
-                _require(policy, own, subject, verb, key, doc["metadata"].get("labels") or {})
+                self._require(own, subject, verb, key, doc["metadata"].get("labels") or {})
         if after is not None:
             wanted = tuple(_handed_on(policy, key, before, after))
             _must_hold(own, wanted, subject, f"{verb} {key}")
@@ -367,6 +371,27 @@ class Access:
         groups = account["spec"].get("groups") or () if account else ()
         own = policy.rights(self._current(tx, subject).names)
         _must_hold(own, policy.rights(Subject.user(other, groups).names), subject, doing)
+
+    def _require(self, rights: Rights, subject: Subject, verb: str, key: Key, labels: Mapping[str, str]) -> None:
+        kind, namespace, name = key
+        if not _in_scope(subject, verb, kind) or not _any(rights, verb, kind, namespace, name, labels):
+            raise self._refusal(rights, subject, verb, key, labels)
+
+    def _refusal(self, rights: Rights, subject: Subject, verb: str, key: Key, labels: Mapping[str, str]) -> GroundError:
+        """NotFound for what the subject may not know of, else Forbidden; neither names anything of other tenants."""
+        kind, namespace, name = key
+        if namespace and not any(r.where.anywhere or namespace in r.where.selected for r in rights):
+            return NotFound(f"there is no Namespace {namespace}")
+        hidden = name and verb != "create" and not _any(rights, "get", kind, namespace, name, labels)
+        if hidden and any(r.covers("get", kind) and self._reaches(r, kind, namespace) for r in rights):
+            return NotFound(f"there is no {key}")
+        what = str(key) if name else f"{kind} in namespace {namespace}" if namespace else f"{kind}, platform-wide"
+        if not _in_scope(subject, verb, kind):
+            return Forbidden(f"your token may not {verb} {what}: its scope lacks {_scope_of(verb, kind)!r}")
+        giving = [n for n, rules in BUILT_IN.items() if any(Right(r, EVERYWHERE, "").covers(verb, kind) for r in rules)]
+        roles = f"the role {giving[0]}" if len(giving) == 1 else f"one of the roles {', '.join(giving)}"
+        place = f"namespace {namespace}" if namespace else "the whole platform"
+        return Forbidden(f"{subject.name} may not {verb} {what}; {roles} for {place} may: ask for a RoleBinding")
 
     @staticmethod
     def _current(tx: Tx, subject: Subject) -> Subject:
@@ -392,37 +417,6 @@ def _scope_of(verb: str, kind: str) -> str:
 
 def _any(rights: Rights, verb: str, kind: str, namespace: str, name: str, labels: Mapping[str, str]) -> bool:
     return any(r.allows(verb, kind, namespace, name, labels) for r in rights)
-
-
-def _require(policy: Policy, rights: Rights, subject: Subject, verb: str, key: Key, labels: Mapping[str, str]) -> None:
-    kind, namespace, name = key
-    if not _in_scope(subject, verb, kind) or not _any(rights, verb, kind, namespace, name, labels):
-        raise _refusal(policy, rights, subject, verb, key, labels)
-
-
-def _refusal(
-    policy: Policy, rights: Rights, subject: Subject, verb: str, key: Key, labels: Mapping[str, str]
-) -> GroundError:
-    """NotFound for what the subject may not know of, else Forbidden; neither names anything of other tenants."""
-    kind, namespace, name = key
-    if namespace and not any(r.where.anywhere or namespace in r.where.selected for r in rights):
-        return NotFound(f"there is no Namespace {namespace}")
-    if name and verb != "create" and not _any(rights, "get", kind, namespace, name, labels):
-        reads_kind = any(
-            r.covers("get", kind) and (not namespace or r.where.anywhere or namespace in r.where.selected)
-            for r in rights
-        )
-        if reads_kind:
-            return NotFound(f"there is no {key}")
-    what = str(key) if name else f"{kind} in namespace {namespace}" if namespace else f"{kind}, platform-wide"
-    if not _in_scope(subject, verb, kind):
-        return Forbidden(f"your token may not {verb} {what}: its scope lacks {_scope_of(verb, kind)!r}")
-    giving = [
-        role for role, rules in BUILT_IN.items() if any(Right(r, EVERYWHERE, "").covers(verb, kind) for r in rules)
-    ]
-    roles = f"the role {giving[0]}" if len(giving) == 1 else f"one of the roles {', '.join(giving)}"
-    place = f"namespace {namespace}" if namespace else "the whole platform"
-    return Forbidden(f"{subject.name} may not {verb} {what}; {roles} for {place} may: ask for a RoleBinding")
 
 
 def _handed_on(policy: Policy, key: Key, before: Doc | None, after: Doc) -> Any:
