@@ -165,12 +165,16 @@ def long_functions(tree: Path) -> list[Finding]:
     return found
 
 
+# Who may print: what people call on a terminal, and programs that stand alone.
+PRINTING = (("interfaces", "cli"), ("programs",), ("demo",), ("samples",))
+
+
 def stray_prints(tree: Path) -> list[Finding]:
-    """Only the command line and the demo print."""
+    """Only what people call on a terminal prints."""
     found = []
     for path in modules(tree, "src"):
         inside = path.relative_to(tree / "src" / PACKAGE).parts
-        if inside[0] == "demo" or inside[:2] == ("interfaces", "cli"):
+        if any(inside[: len(place)] == place for place in PRINTING):
             continue
         found += [
             Finding(_where(path, tree), node.lineno, "print: raise, return, log or record it instead")

@@ -1,0 +1,275 @@
+"""`ground admin`: what is done on the server's own machine: reference pages, passwords, secrets, files of the ledger.
+
+Passwords, secrets and the ledger are worked on in the data directory, under the lock a server holds too: never behind
+the back of one that runs. What can be done through the running server is said in the refusal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from groundcontrol.assembly import kinds
+from groundcontrol.kernel import tables
+from groundcontrol.kernel.accounts import Accounts, ensure_admin
+from groundcontrol.kernel.errors import GroundError, Invalid, NotFound, Unavailable
+from groundcontrol.kernel.ledger import Ledger
+from groundcontrol.kernel.resource import Key, did_you_mean
+from groundcontrol.kernel.runtime import DATASETS
+from groundcontrol.kernel.secrets import MAX_BYTES, Resolver, Sealed, parse
+from groundcontrol.kernel.settings import Settings, load
+from groundcontrol.kernel.store import Store
+from groundcontrol.kernel.tx import Tx
+
+SUBJECT = "operator:local"
+"""Who the audit names: whoever may read and write the data directory."""
+LEDGER_SECONDS = 60.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do one thing and return the exit code; raises GroundError with what is wrong and what to do."""
+    options = _parser().parse_args(argv)
+    act: Callable[[argparse.Namespace], int] = options.act
+    return act(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ground admin", description="What is done on the server's own machine. No command needs the network."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    pages = commands.add_parser("reference", help="write the reference pages from the kinds, settings and errors")
+    pages.add_argument("--directory", default="docs/reference", metavar="DIR", help="where (default: docs/reference)")
+    pages.add_argument("--examples", metavar="DIR", help="example manifests, KIND.yaml (default: examples beside it)")
+    pages.set_defaults(act=_reference)
+
+    described = commands.add_parser("openapi", help="the description of the API, OpenAPI 3.1")
+    described.add_argument("--write", metavar="FILE", help="write it there instead of printing it")
+    described.set_defaults(act=_openapi)
+
+    password = commands.add_parser("password", help="set the password of an account; its tokens end")
+    password.add_argument("user", metavar="USER")
+    password.add_argument(
+        "--make-admin", action="store_true", help="make the account when it is missing, and give it the role admin"
+    )
+    password.set_defaults(act=_password)
+
+    secret = commands.add_parser("secret", help="sealed secrets that resources of a namespace may name")
+    verbs = secret.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, act, help_ in (
+        ("set", _secret_set, "seal what is on standard input (or typed) as NAME/KEY"),
+        ("list", _secret_list, "the names of the secrets of a namespace; no values"),
+        ("delete", _secret_delete, "forget a secret"),
+    ):
+        one = verbs.add_parser(verb, help=help_)
+        one.add_argument("namespace", metavar="NAMESPACE")
+        if verb != "list":
+            one.add_argument("name", metavar="NAME/KEY", help="resources say secret:NAME/KEY")
+        one.set_defaults(act=act)
+        _config(one)
+
+    ledger = commands.add_parser("ledger", help="the ledger's files")
+    actions = ledger.add_subparsers(dest="verb", metavar="VERB", required=True)
+    export = actions.add_parser("export", help="write a dataset as Parquet, one file a month")
+    export.add_argument("dataset", metavar="DATASET", choices=[d.name for d in DATASETS], help="%(choices)s")
+    export.add_argument("--directory", required=True, metavar="DIR", help="where")
+    export.set_defaults(act=_export)
+    for one in (password, export):
+        _config(one)
+    return parser
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="ground.yaml", metavar="FILE", help="the settings (default: ground.yaml)")
+
+
+# ── pages ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _openapi(options: argparse.Namespace) -> int:
+    from groundcontrol.programs.reference import openapi_text
+
+    text = openapi_text(kinds())
+    if options.write:
+        Path(options.write).write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+    return 0
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from groundcontrol.programs.reference import pages, write
+
+    directory = Path(options.directory)
+    examples = Path(options.examples) if options.examples else directory.parent / "examples"
+    changed = write(directory, pages(examples))
+    for path in changed:
+        print(f"wrote {path}")
+    return 0
+
+
+# ── an installation whose server is stopped ─────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _stopped(settings: Settings, otherwise: str) -> Iterator[Store]:
+    """The store, held alone. `otherwise`: what to do while a server runs, as a sentence."""
+    data = Path(settings.data)
+    database = data / "ground.db"
+    if not database.exists():
+        raise NotFound(f"there is no installation in {data}; `ground serve` makes it")
+    os.umask(0o077)
+    store = Store(f"sqlite:///{database}", kinds(), lock=data / "lock")
+    try:
+        store.open()
+    except Unavailable as error:
+        raise Unavailable(f"{error.message.partition(';')[0]}. {otherwise}") from None
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _typed(what: str) -> str:
+    """What stands on standard input, without the newline at its end; asked for twice on a terminal."""
+    if sys.stdin.isatty():
+        first = getpass.getpass(f"{what}: ")
+        if getpass.getpass(f"{what}, again: ") != first:
+            raise Invalid("the two are not the same; nothing was changed")
+        text = first
+    else:
+        text = sys.stdin.read(MAX_BYTES + 1).removesuffix("\n")
+    if not text:
+        raise Invalid(f"{what} is empty; give it on standard input")
+    return text
+
+
+def _password(options: argparse.Namespace) -> int:
+    settings = load(options.config)
+    way = f"Set it through that server: PUT {settings.public_url}/api/v1/accounts/{options.user}/password"
+    with _stopped(settings, f"{way}; or stop the server first") as store:
+        known = [e.key.name for e in store.entries("Account")]
+        if options.user not in known and not options.make_admin:
+            raise NotFound(f"there is no Account {options.user}{did_you_mean(options.user, known)}")
+        password = _typed(f"New password of {options.user}")
+        if options.make_admin:
+            ensure_admin(store, options.user, password)
+        else:
+            Accounts(store).set_password(options.user, password)
+        store.write(lambda tx: tx.audit(SUBJECT, "set-password", Key("Account", "", options.user)))
+    print(f"the password of {options.user} is set; tokens it had are revoked")
+    return 0
+
+
+# ── secrets ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_STOP = "Secrets are sealed while it is stopped: services go on running meanwhile, nothing looks after them"
+_s = tables.sealed
+
+
+def _place(options: argparse.Namespace) -> tuple[str, str, str]:
+    """(namespace, name, key) of a secret."""
+    try:
+        reference = parse(f"secret:{options.name}")
+    except GroundError:
+        raise Invalid(f"{options.name!r} is not NAME/KEY, for example git/token") from None
+    return options.namespace, reference.name, reference.key
+
+
+def _at(place: tuple[str, str, str]) -> sa.ColumnElement[bool]:
+    return sa.and_(_s.c.namespace == place[0], _s.c.name == place[1], _s.c.key == place[2])
+
+
+def _known_namespace(store: Store, namespace: str) -> None:
+    known = [e.key.name for e in store.entries("Namespace")]
+    if namespace not in known:
+        raise NotFound(f"there is no Namespace {namespace}{did_you_mean(namespace, known)}")
+
+
+def _secret_set(options: argparse.Namespace) -> int:
+    place, settings = _place(options), load(options.config)
+    namespace, name, key = place
+    with _stopped(settings, _STOP) as store:
+        _known_namespace(store, namespace)
+        value = _typed(f"Value of {name}/{key}")
+        own = settings.secrets.key
+        sealed = Sealed(Resolver(None).resolve(own) if own else Path(settings.data) / "seal.key")
+        ciphertext = sealed.seal(namespace, name, key, value).encode()
+
+        def act(tx: Tx) -> None:
+            tx.conn.execute(sa.delete(_s).where(_at(place)))
+            tx.conn.execute(sa.insert(_s).values(namespace=namespace, name=name, key=key, ciphertext=ciphertext))
+            tx.audit(SUBJECT, "set-secret", Key("Secret", namespace, f"{name}/{key}"))
+
+        store.write(act)
+    print(f"sealed; resources of {namespace} may say secret:{name}/{key}")
+    return 0
+
+
+def _secret_delete(options: argparse.Namespace) -> int:
+    place, settings = _place(options), load(options.config)
+    namespace, name, key = place
+
+    def act(tx: Tx) -> None:
+        if not tx.conn.execute(sa.delete(_s).where(_at(place))).rowcount:
+            raise NotFound(f"namespace {namespace} has no secret {name}/{key}; `ground admin secret list` shows them")
+        tx.audit(SUBJECT, "delete-secret", Key("Secret", namespace, f"{name}/{key}"))
+
+    with _stopped(settings, _STOP) as store:
+        store.write(act)
+    print(f"deleted; what was started with {name}/{key} keeps it until it is started anew")
+    return 0
+
+
+def _secret_list(options: argparse.Namespace) -> int:
+    database = Path(load(options.config).data) / "ground.db"
+    if not database.exists():
+        raise NotFound(f"there is no installation in {database.parent}; `ground serve` makes it")
+    # Only reads: it may look while a server runs.
+    engine = sa.create_engine(f"sqlite:///file:{database}?mode=ro&uri=true")
+    try:
+        with engine.connect() as conn:
+            rows = conn.execute(
+                sa.select(_s.c.name, _s.c.key).where(_s.c.namespace == options.namespace).order_by(_s.c.name, _s.c.key)
+            ).all()
+    finally:
+        engine.dispose()
+    for row in rows:
+        print(f"{row.name}/{row.key}")
+    return 0
+
+
+# ── the ledger ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _export(options: argparse.Namespace) -> int:
+    settings = load(options.config)
+    if not settings.ledger_path.exists():
+        raise NotFound(f"there is no ledger at {settings.ledger_path}")
+    way = "Only it can open the ledger: ask it with POST /api/v1/ledger/query, or stop it for the export"
+    with _stopped(settings, way):
+        ledger = Ledger(settings.ledger_path, DATASETS, memory_mb=settings.ledger.memory_mb)
+        try:
+            if not ledger.start(wait=LEDGER_SECONDS):
+                raise Unavailable(f"the ledger cannot be opened: {json.dumps(ledger.status()['error'])}")
+            written = ledger.export_all(options.dataset, options.directory)
+        finally:
+            ledger.stop()
+    for path in written:
+        print(path)
+    if not written:
+        print(f"dataset {options.dataset} has no facts", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,159 @@
+"""`ground admin`: what it changes in the data directory of a stopped server, and what it refuses while one runs."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from groundcontrol.assembly import kinds
+from groundcontrol.kernel import tables
+from groundcontrol.kernel.accounts import Accounts, ensure_admin
+from groundcontrol.kernel.errors import Invalid, NotFound, Unauthenticated, Unavailable
+from groundcontrol.kernel.ledger import Ledger
+from groundcontrol.kernel.resource import API_VERSION
+from groundcontrol.kernel.runtime import DATASETS
+from groundcontrol.kernel.secrets import Sealed
+from groundcontrol.kernel.settings import load
+from groundcontrol.kernel.store import Store
+from groundcontrol.programs import admin
+
+
+def opened(place: Path) -> Store:
+    data = place / "data"
+    return Store(f"sqlite:///{data / 'ground.db'}", kinds(), lock=data / "lock").open()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installation with an administrator `root` and a namespace, its server stopped."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "ground.yaml").write_text("data: data\n")
+    store = opened(tmp_path)
+    ensure_admin(store, "root", "first password", work=4)
+    doc = {"apiVersion": API_VERSION, "kind": "Namespace", "metadata": {"name": "alpha"}, "spec": {"group": "a"}}
+    store.write(lambda tx: tx.create(kinds().parse(doc)))
+    store.close()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_a_password_is_set_and_audited(place: Path, given: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    given("another password\n")
+    assert admin.main(["password", "root"]) == 0
+    assert "another" not in capsys.readouterr().out
+    store = opened(place)
+    accounts = Accounts(store, work=4)
+    assert accounts.login("root", "another password", "test").token
+    with pytest.raises(Unauthenticated):
+        accounts.login("root", "first password", "test")
+    with store.reading() as conn:
+        verbs = [tuple(r) for r in conn.execute(sa.select(tables.facts.c.subject, tables.facts.c.name))]
+    store.close()
+    assert (admin.SUBJECT, "root") in verbs
+
+
+def test_an_unknown_account_gets_a_suggestion(place: Path, given: Any) -> None:
+    given("another password\n")
+    with pytest.raises(NotFound, match='did you mean "root"'):
+        admin.main(["password", "roor"])
+
+
+def test_a_lost_administrator_is_made_anew(place: Path, given: Any) -> None:
+    given("another password\n")
+    assert admin.main(["password", "ada", "--make-admin"]) == 0
+    store = opened(place)
+    assert Accounts(store, work=4).login("ada", "another password", "test").token
+    assert any("user:ada" in e.doc["spec"]["subjects"] for e in store.entries("RoleBinding"))
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "way"),
+    [
+        (["password", "root"], "PUT http://127.0.0.1:8440/api/v1/accounts/root/password"),
+        (["secret", "set", "alpha", "git/token"], "sealed while it is stopped"),
+        (["secret", "delete", "alpha", "git/token"], "sealed while it is stopped"),
+        (["ledger", "export", "audit", "--directory", "out"], "POST /api/v1/ledger/query"),
+    ],
+)
+def test_a_running_server_is_not_gone_behind(place: Path, given: Any, words: list[str], way: str) -> None:
+    given("another password\n")
+    (place / "data" / "ledger.duckdb").touch()
+    store = opened(place)
+    try:
+        with pytest.raises(Unavailable, match=way):
+            admin.main(words)
+    finally:
+        store.close()
+
+
+def test_secrets_are_sealed_listed_and_forgotten(place: Path, given: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    given("hunter2\n")
+    assert admin.main(["secret", "set", "alpha", "git/token"]) == 0
+    store = opened(place)
+    with store.reading() as conn:
+        row = conn.execute(sa.select(tables.sealed)).one()
+    # Listing only reads: it may look while a server runs.
+    capsys.readouterr()
+    assert admin.main(["secret", "list", "alpha"]) == 0
+    store.close()
+    assert capsys.readouterr().out == "git/token\n"
+    assert b"hunter2" not in row.ciphertext
+    value = Sealed(place / "data" / "seal.key").unseal("alpha", "git", "token", row.ciphertext.decode())
+    assert value.reveal() == "hunter2"
+    assert b"hunter2" not in (place / "data" / "ground.db").read_bytes()
+    assert admin.main(["secret", "delete", "alpha", "git/token"]) == 0
+    with pytest.raises(NotFound, match="has no secret git/token"):
+        admin.main(["secret", "delete", "alpha", "git/token"])
+
+
+def test_what_is_no_secret_is_refused(place: Path, given: Any) -> None:
+    given("x")
+    with pytest.raises(Invalid, match="NAME/KEY"):
+        admin.main(["secret", "set", "alpha", "token"])
+    with pytest.raises(NotFound, match='did you mean "alpha"'):
+        admin.main(["secret", "set", "alpa", "git/token"])
+    given("")
+    with pytest.raises(Invalid, match="empty"):
+        admin.main(["secret", "set", "alpha", "git/token"])
+
+
+def test_the_ledger_is_exported_by_month(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger(load("ground.yaml").ledger_path, DATASETS)
+    assert ledger.start(wait=60)
+    who = {"kind": "Account", "namespace": "", "name": "root", "subject": "user:root"}
+    fact = {"source": "s", "seq": 1, "time": 1_700_000_000.0, **who, "verb": "login", "outcome": "done"}
+    ledger.append("audit", [fact])
+    ledger.stop()
+    assert admin.main(["ledger", "export", "audit", "--directory", "out"]) == 0
+    assert capsys.readouterr().out == "out/audit-2023-11.parquet\n"
+    assert (place / "out" / "audit-2023-11.parquet").read_bytes()[:4] == b"PAR1"
+
+
+def test_no_installation_is_said_to_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ground.yaml").write_text("data: data\n")
+    with pytest.raises(NotFound, match="no installation"):
+        admin.main(["password", "root"])
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_description_of_the_api_needs_no_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert admin.main(["openapi", "--write", "o.json"]) == 0
+    assert admin.main(["openapi"]) == 0
+    text = (tmp_path / "o.json").read_text()
+    assert capsys.readouterr().out == text
+    assert json.loads(text)["openapi"] == "3.1.0"
