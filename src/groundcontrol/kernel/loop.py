@@ -115,7 +115,9 @@ class Controller:
         self._timers: list[tuple[float, int, _Item]] = []
         self._numbers = itertools.count(1)
         self._seen: dict[Key, tuple[Any, ...]] = {}
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        # Two kinds of waiters need two conditions: `notify` on a shared one could wake the wrong kind, and be lost.
+        self._work_ready, self._timer_set = threading.Condition(self._lock), threading.Condition(self._lock)
         self._stopping = False
         self._threads: list[threading.Thread] = []
         self.turn_count = 0
@@ -139,9 +141,10 @@ class Controller:
 
     def stop(self, timeout: float = 10.0) -> None:
         """Take no new turns; wait for those under way."""
-        with self._wake:
+        with self._lock:
             self._stopping = True
-            self._wake.notify_all()
+            self._work_ready.notify_all()
+            self._timer_set.notify_all()
         self._subscription.close()
         deadline = time.monotonic() + timeout
         for thread in self._threads:
@@ -149,12 +152,12 @@ class Controller:
 
     def idle(self) -> bool:
         """Whether nothing is queued or running (timers aside)."""
-        with self._wake:
+        with self._lock:
             return not any(i.queued or i.running for i in self._items.values())
 
     def state(self) -> dict[str, Any]:
         """Queue lengths and breakers, for `/status` and metrics."""
-        with self._wake:
+        with self._lock:
             return {
                 "items": len(self._items),
                 "turns": self.turn_count,
@@ -172,7 +175,7 @@ class Controller:
 
     def enqueue(self, reconciler: Reconciler[Any], key: Key, priority: int, delay: float = 0.0) -> None:
         """Look at `key` after `delay` seconds. News from a person ends a wait; other news does not end a back-off."""
-        with self._wake:
+        with self._lock:
             item = self._items.get((reconciler.name, key))
             if item is None:
                 item = self._items[reconciler.name, key] = _Item(reconciler, key)
@@ -205,7 +208,7 @@ class Controller:
                 item.due = due
                 heapq.heappush(self._timers, (due, next(self._numbers), item))
                 if self._timers[0][2] is item:
-                    self._wake.notify_all()
+                    self._timer_set.notify_all()
             return
         if item.queued and item.priority <= priority:
             return
@@ -224,11 +227,11 @@ class Controller:
     def _offer(self, name: str, shard: _Shard) -> None:
         if shard.in_flight < shard.limit and shard.waiting():
             self._turnable.append(name)
-            self._wake.notify()
+            self._work_ready.notify()
 
     def _take(self) -> _Item | None:
         """The next item whose shard has room; None when stopping. Shards take turns."""
-        with self._wake:
+        with self._lock:
             while not self._stopping:
                 for _ in range(len(self._turnable)):
                     name = self._turnable.popleft()
@@ -243,7 +246,7 @@ class Controller:
                     item.queued, item.running = False, True
                     self._offer(name, shard)
                     return item
-                self._wake.wait()
+                self._work_ready.wait()
             return None
 
     @staticmethod
@@ -265,7 +268,7 @@ class Controller:
             except Exception:
                 log.exception("a turn broke", extra={"key": str(item.key), "reconciler": item.reconciler.name})
                 outcome = Outcome(failed=True)
-            with self._wake:
+            with self._lock:
                 self._settle(item, name, outcome)
 
     def _turn(self, item: _Item) -> Outcome:
@@ -278,7 +281,7 @@ class Controller:
             shard = item.shard
         if shard != item.shard:
             # Found out on the first turn; the next goes through the right shard.
-            with self._wake:
+            with self._lock:
                 item.shard, item.dirty = shard, item.priority
             return Outcome()
         self.turn_count += 1
@@ -321,7 +324,7 @@ class Controller:
 
     def _tick(self) -> None:
         """Puts what is due into the queue, and lets breakers try again."""
-        with self._wake:
+        with self._lock:
             while not self._stopping:
                 at = self._clock()
                 while self._timers and self._timers[0][0] <= at:
@@ -334,7 +337,7 @@ class Controller:
                     if shard.open_until and shard.open_until <= at:
                         self._offer(name, shard)
                 waits = [t for t in [*breakers, *(self._timers[0][:1] if self._timers else ())] if t > at]
-                self._wake.wait(min(waits) - at if waits else 1.0)
+                self._timer_set.wait(min(waits) - at if waits else 1.0)
 
     def _pump(self) -> None:
         """Turns events into looks."""
@@ -377,7 +380,7 @@ class Controller:
             if entry:
                 self.wake_world(entry.key)
         if things is None:
-            with self._wake:
+            with self._lock:
                 here = [i for i in self._items.values() if i.shard == name]
             for item in here:
                 self.enqueue(item.reconciler, item.key, WORLD)
