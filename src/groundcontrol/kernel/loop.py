@@ -337,7 +337,7 @@ class Controller:
                     if shard.open_until and shard.open_until <= at:
                         self._offer(name, shard)
                 waits = [t for t in [*breakers, *(self._timers[0][:1] if self._timers else ())] if t > at]
-                self._timer_set.wait(min(waits) - at if waits else 1.0)
+                self._timer_set.wait(min([1.0, *(w - at for w in waits)]))
 
     def _pump(self) -> None:
         """Turns events into looks."""
