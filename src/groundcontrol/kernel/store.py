@@ -20,14 +20,16 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitedTooLong
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import event as sa_event
 
 from groundcontrol.kernel import tables
-from groundcontrol.kernel.errors import Fenced, GroundError, TooOld, Unavailable
+from groundcontrol.kernel.errors import Fenced, GroundError, Invalid, OutcomeUnknown, TooOld, Unavailable
 from groundcontrol.kernel.migrations import migrate
 from groundcontrol.kernel.resource import Doc, Key, Kinds
 from groundcontrol.kernel.tx import Entry as Entry
@@ -108,6 +110,8 @@ class Store:
         self._mutex = threading.Condition()
         self._fact_hooks: list[Callable[[], None]] = []
         self._next_trim = 0
+        self._gate = threading.Lock()
+        """Held while something is handed to the writer, so that nothing is handed in behind the end."""
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -116,8 +120,18 @@ class Store:
         if self._lock_path:
             self._lock_file = _lock(self._lock_path)
         self._engine = _engine(self._url)
+        try:
+            self._load()
+        except BaseException:
+            self._let_go()
+            raise
+        self._writer = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._writer.start()
+        return self
+
+    def _load(self) -> None:
         migrate(self._engine)
-        with self._engine.begin() as conn:
+        with self._engine.connect().execution_options(immediate=True) as conn, conn.begin():
             self.installation = _meta(conn, "installation", lambda: uuid.uuid4().hex[:12])
             self.incarnation = _meta(conn, "incarnation", lambda: uuid.uuid4().hex[:8])
             self.sequence = int(_meta(conn, "sequence", lambda: "0"))
@@ -125,21 +139,37 @@ class Store:
             self.epoch = _next_epoch(conn, self.clock())
             columns = [tables.resources.c[c] for c in ("kind", "namespace", "name", "doc")]
             for row in conn.execute(sa.select(*columns).order_by(*columns[:3])):
-                self._put(entry_of(Key(row.kind, row.namespace, row.name), row.doc))
-        self._writer = threading.Thread(target=self._run, name="store-writer", daemon=True)
-        self._writer.start()
-        return self
+                self._put(entry_of(Key(row.kind, row.namespace, row.name), self._current(row.kind, row.doc)))
+
+    def _current(self, kind: str, raw: bytes) -> bytes:
+        """A stored document in the shape this program writes; one of a newer program stays as it is."""
+        if kind not in self.kinds:
+            return raw
+        versions = self.kinds.versions(kind)
+        if msgspec.json.decode(raw, type=_Head).apiVersion == versions.current.version:
+            return raw
+        try:
+            return msgspec.json.encode(versions.to_current(msgspec.json.decode(raw)))
+        except Invalid as error:
+            log.warning("a document is of a version unknown here", extra={"kind": kind, "error": error.message})
+        except Exception:
+            log.exception("cannot upgrade a document", extra={"kind": kind})
+        return raw
 
     def close(self) -> None:
         """Finish what was handed in, then let go of everything."""
-        if self._writer:
+        with self._gate:
+            writer, self._writer = self._writer, None
             self._acts.put(None)
-            self._writer.join()
-            self._writer = None
+        if writer:
+            writer.join()
         with self._mutex:
             for subscription in self._subscriptions:
-                subscription.put(None)
+                _told(lambda subscription=subscription: subscription.put(None))  # type: ignore[misc]
             self._subscriptions.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._engine.dispose()
         if self._lock_file is not None:
             os.close(self._lock_file)
@@ -149,14 +179,23 @@ class Store:
 
     def write(self, act: Callable[[Tx], T], timeout: float = 60.0) -> T:
         """Run `act` in the next group commit; returns its result once that is durable, or raises what it raised."""
-        return self.submit(act).result(timeout)
+        future = self.submit(act)
+        try:
+            return future.result(timeout)
+        except WaitedTooLong:
+            if future.done():
+                raise  # the act itself raised it
+            if future.cancel():
+                raise Unavailable(f"the store did not get to this within {timeout:g} s; nothing was written") from None
+            raise OutcomeUnknown(f"the store has not answered for {timeout:g} s; it may still be written") from None
 
     def submit(self, act: Callable[[Tx], T]) -> Future[T]:
         """As `write`, without waiting."""
         future: Future[T] = Future()
-        if self._writer is None:
-            raise Unavailable("the store is closed")
-        self._acts.put((act, future))
+        with self._gate:
+            if self._writer is None:
+                raise Unavailable("the store is closed")
+            self._acts.put((act, future))
         return future
 
     def _run(self) -> None:
@@ -171,7 +210,7 @@ class Store:
                     ending = True
                     break
                 batch.append(act)
-            self._commit(batch)
+            self._commit([(act, future) for act, future in batch if future.set_running_or_notify_cancel()])
             if ending:
                 return
 
@@ -179,13 +218,15 @@ class Store:
         answers: list[tuple[Future[Any], Any, BaseException | None]] = []
         tx: Tx | None = None
         try:
-            with self._engine.connect() as conn, conn.begin():
+            with self._engine.connect().execution_options(immediate=True) as conn, conn.begin():
                 self._check_epoch(conn)
                 tx = Tx(self, conn, self.sequence, self.fact_sequence)
                 for act, future in batch:
                     try:
                         answers.append((future, tx.attempt(act), None))
                     except Exception as error:
+                        if tx.broken:  # the database gave up the whole transaction, for example with a full disk
+                            raise
                         answers.append((future, None, error))
                 tx.finish()
                 self._trim(conn, tx)
@@ -198,7 +239,10 @@ class Store:
             failure.__cause__ = error
             self._fail(batch, failure)
             return
-        self._publish(tx)
+        try:
+            self._publish(tx)
+        except Exception:
+            log.exception("what was committed could not be told to everybody")
         for future, result, problem in answers:
             if problem is not None:
                 future.set_exception(problem)
@@ -234,11 +278,11 @@ class Store:
             if tx.events:
                 batch = tuple(tx.events)
                 for subscription in self._subscriptions:
-                    subscription.put(batch)
+                    _told(lambda subscription=subscription: subscription.put(batch))  # type: ignore[misc]
             self._mutex.notify_all()
         if tx.facts:
             for hook in self._fact_hooks:
-                hook()
+                _told(hook)
 
     # ── cache ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,6 +290,8 @@ class Store:
         kept, place = self._cache.setdefault(entry.key.kind, {}), (entry.key.namespace, entry.key.name)
         if place not in kept:
             bisect.insort(self._order.setdefault(entry.key.kind, []), place)
+        elif kept[place].owner_uid != entry.owner_uid:
+            self._children.get(kept[place].owner_uid, {}).pop(entry.key, None)
         kept[place] = entry
         self._by_uid[entry.uid] = entry
         if entry.owner_uid:
@@ -309,26 +355,30 @@ class Store:
 
     def subscribe(self, since: int | None = None) -> Subscription:
         """Events after number `since` (None: from now on). TooOld when some of them are no longer kept."""
-        with self._mutex:
-            backlog: list[Event] = []
-            if since is not None and since < self.sequence:
-                backlog = self._events_after(since)
-            elif since is not None and since > self.sequence:
-                raise TooOld(f"event {since} is not of this history (we are at {self.sequence}); list again")
-            subscription = Subscription(self, backlog)
-            self._subscriptions.append(subscription)
-            return subscription
+        backlog: list[Event] = []
+        while True:
+            with self._mutex:
+                known, kept = self.sequence, self._ring[0].seq if self._ring else self.sequence + 1
+                if since is None or since == known or kept <= since + 1 <= known:
+                    backlog += [e for e in self._ring if since is not None and e.seq > since]
+                    subscription = Subscription(self, backlog)
+                    self._subscriptions.append(subscription)
+                    return subscription
+            if since > known:
+                raise TooOld(f"event {since} is not of this history (we are at {known}); list again")
+            # Read while others go on; what is committed meanwhile is handed out by its own commit.
+            backlog += self._events_between(since, known)
+            since = known
 
-    def _events_after(self, since: int) -> list[Event]:
-        if self._ring and self._ring[0].seq <= since + 1:
-            return [e for e in self._ring if e.seq > since]
+    def _events_between(self, since: int, last: int) -> list[Event]:
+        table = tables.events
         with self._engine.connect() as conn:
             rows = conn.execute(
-                sa.select(tables.events).where(tables.events.c.seq > since).order_by(tables.events.c.seq)
+                sa.select(table).where(table.c.seq > since, table.c.seq <= last).order_by(table.c.seq)
             ).all()
         if not rows or rows[0].seq != since + 1:
             raise TooOld(f"events after {since} are no longer kept; list again")
-        return [Event(r.seq, r.type, Key(r.kind, r.namespace, r.name), r.doc) for r in rows]
+        return [Event(r.seq, r.type, Key(r.kind, r.namespace, r.name), self._current(r.kind, r.doc)) for r in rows]
 
     def _unsubscribe(self, subscription: Subscription) -> None:
         with self._mutex, contextlib.suppress(ValueError):
@@ -350,6 +400,20 @@ class Store:
     def on_facts(self, hook: Callable[[], None]) -> None:
         """Call `hook` after each commit that wrote facts; it must return at once."""
         self._fact_hooks.append(hook)
+
+
+class _Head(msgspec.Struct):
+    """As much of a document as it takes to know its shape."""
+
+    apiVersion: str = ""
+
+
+def _told(tell: Callable[[], None]) -> None:
+    """Whoever cannot listen must not stop the writer."""
+    try:
+        tell()
+    except Exception:
+        log.exception("a listener of the store failed")
 
 
 _EPOCH = sa.select(tables.leases.c.epoch).where(tables.leases.c.shard == sa.bindparam("shard"))
@@ -380,7 +444,8 @@ def _engine(url: str) -> sa.Engine:
 
         @sa_event.listens_for(engine, "begin")
         def _begin(conn: sa.Connection) -> None:
-            conn.exec_driver_sql("BEGIN")
+            # Writers take the lock at once: a read that becomes a write could fail half way.
+            conn.exec_driver_sql("BEGIN IMMEDIATE" if conn.get_execution_options().get("immediate") else "BEGIN")
 
     return engine
 

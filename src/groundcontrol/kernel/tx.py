@@ -7,12 +7,15 @@ becomes visible to others, and durable, together.
 from __future__ import annotations
 
 import copy
+import functools
+import typing
 import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
+from pydantic import BaseModel
 
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.errors import AlreadyExists, Conflict, NotFound, Problem
@@ -54,10 +57,28 @@ class Entry(NamedTuple):
         return msgspec.json.decode(self.raw)  # type: ignore[no-any-return]
 
 
+class _Owner(msgspec.Struct):
+    uid: str = ""
+
+
+class _Meta(msgspec.Struct, rename="camel"):
+    uid: str
+    resource_version: int
+    labels: dict[str, str] = {}
+    owner_references: list[_Owner] = []
+
+
+class _Doc(msgspec.Struct):
+    metadata: _Meta
+
+
+_DECODER = msgspec.json.Decoder(_Doc)
+
+
 def entry_of(key: Key, raw: bytes) -> Entry:
-    meta = msgspec.json.decode(raw)["metadata"]
-    owners = meta.get("ownerReferences") or ({"uid": ""},)
-    return Entry(key, meta["uid"], meta["resourceVersion"], meta.get("labels") or {}, owners[0]["uid"], raw)
+    meta = _DECODER.decode(raw).metadata
+    owner = meta.owner_references[0].uid if meta.owner_references else ""
+    return Entry(key, meta.uid, meta.resource_version, meta.labels, owner, raw)
 
 
 class Applied(NamedTuple):
@@ -83,6 +104,8 @@ class Tx:
         self.touched: dict[str, int] = {}
         """How often something of a kind was written or taken back in this commit."""
         self.time = store.clock()
+        self.broken = False
+        """The database ended the transaction under us; nothing of this commit can be kept."""
 
     # ── bookkeeping of the commit ───────────────────────────────────────────────────────────────────────────────
 
@@ -108,7 +131,10 @@ class Tx:
         try:
             result = act(self)
         except BaseException:
-            savepoint.rollback()
+            try:
+                savepoint.rollback()
+            except sa.exc.DBAPIError:
+                self.broken = True
             self.rewind(mark)
             raise
         savepoint.commit()
@@ -204,8 +230,12 @@ class Tx:
         if problems:
             raise Conflict(f"{key}: {problems[0].message}", problems=tuple(problems))
         managers |= dict.fromkeys(given, manager)
+        self._refuse_newer(old)
         new = copy.deepcopy(old)
-        new["apiVersion"], new["spec"] = doc["apiVersion"], doc["spec"]
+        new["apiVersion"], new["spec"] = (
+            doc["apiVersion"],
+            self._with_unknown(key.kind, "spec", old["spec"], doc["spec"]),
+        )
         meta = new["metadata"]
         for name in ("labels", "annotations"):
             meta[name] = doc["metadata"].get(name) or {}
@@ -221,9 +251,12 @@ class Tx:
     def set_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> bool:
         """Replace the status when it differs; False when it does not, or when the resource is gone or another."""
         old = self.get(key)
-        if old is None or old["metadata"]["uid"] != uid or old.get("status") == status:
+        if old is None or old["metadata"]["uid"] != uid:
             return False
-        self._write({**old, "status": dict(status)}, "MODIFIED")
+        status = self._with_unknown(key.kind, "status", old.get("status"), dict(status))
+        if old.get("status") == status:
+            return False
+        self._write({**old, "status": status}, "MODIFIED")
         return True
 
     def touch(self, key: Key, annotations: Mapping[str, str]) -> Doc:
@@ -251,6 +284,20 @@ class Tx:
             return
         self._write({**old, "metadata": {**old["metadata"], "finalizers": []}}, "DELETED")
 
+    def _with_unknown(self, kind: str, part: str, old: Any, new: dict[str, Any]) -> dict[str, Any]:
+        """`new` with those fields of `old` that this program does not know: a newer one wrote them."""
+        if not old or kind not in self.store.kinds:
+            return new
+        model = _models(self.store.kinds.get(kind)).get(part)
+        return _keep_unknown(model, old, new) if model else new
+
+    def _refuse_newer(self, old: Doc) -> None:
+        kind = old["kind"]
+        if kind in self.store.kinds and old["apiVersion"] != self.store.kinds.get(kind).version:
+            raise Conflict(
+                f"{key_of(old)} was written as {old['apiVersion']} by a newer version of this program; upgrade this one"
+            )
+
     def _check_namespace(self, key: Key) -> None:
         if not key.namespace or "Namespace" not in self.store.kinds:
             return
@@ -276,6 +323,8 @@ class Tx:
             self.conn.execute(_UPDATE, {"u": row["uid"], "s": self.sequence, "d": raw})
         else:
             self.conn.execute(_DELETE, {"u": row["uid"]})
+            for forget in _FORGET:
+                self.conn.execute(forget, {"u": row["uid"]})
         self._undo.append((key, self._overlay.get(key), key in self._overlay))
         self._overlay[key] = None if type_ == "DELETED" else raw
         self.touched[key.kind] = self.touched.get(key.kind, 0) + 1
@@ -330,6 +379,28 @@ def part(doc: Mapping[str, Any], path: str) -> Any:
     return value or None if head == "metadata" else value
 
 
+@functools.cache
+def _models(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
+    """Every field a model knows, by its name outside, and the model of its value when it is one."""
+    found: dict[str, type[BaseModel] | None] = {}
+    for name, info in model.model_fields.items():
+        inner = [info.annotation, *typing.get_args(info.annotation)]
+        models = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
+        plain = typing.get_origin(info.annotation) not in (list, dict, tuple)
+        found[info.alias or name] = models[0] if len(models) == 1 and plain else None
+    return found
+
+
+def _keep_unknown(model: type[BaseModel], old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    known = _models(model)
+    kept = {name: value for name, value in old.items() if name not in known and name not in new}
+    for name, inner in known.items():
+        before, after = old.get(name), new.get(name)
+        if inner is not None and isinstance(before, dict) and isinstance(after, dict):
+            kept[name] = _keep_unknown(inner, before, after)
+    return {**new, **kept} if kept else new
+
+
 def _version(doc: Mapping[str, Any]) -> int:
     return int(doc["metadata"]["resourceVersion"])
 
@@ -338,6 +409,8 @@ _r = tables.resources
 _INSERT = sa.insert(_r)
 _UPDATE = sa.update(_r).where(_r.c.uid == sa.bindparam("u")).values(seq=sa.bindparam("s"), doc=sa.bindparam("d"))
 _DELETE = sa.delete(_r).where(_r.c.uid == sa.bindparam("u"))
+_FORGET = [sa.delete(t).where(t.c.owner_uid == sa.bindparam("u")) for t in (tables.held, tables.holds)]
+"""Nobody has to answer for what is gone."""
 _INSERT_EVENT = sa.insert(tables.events)
 _INSERT_FACT = sa.insert(tables.facts)
 _SET_META = sa.update(tables.meta).where(tables.meta.c.key == sa.bindparam("k")).values(value=sa.bindparam("v"))
