@@ -75,6 +75,11 @@ class Look:
         """Whether the snapshot may be spoken of as what is so now."""
         return self._world.trusted(instance)
 
+    @property
+    def starting(self) -> bool:
+        """Whether this program began so recently that what has not been looked at yet says nothing."""
+        return self._world.starting
+
     def seen(self, target: Target) -> Seen:
         """Whether a thing is there; makes a direct look before it answers `absent`."""
         return self._world.seen(target)
@@ -179,6 +184,14 @@ class Reconciler(Generic[R]):
     def manager_of(self, resource: R) -> str:
         """Who manages the fields of what it makes in the store."""
         return self.manager
+
+    def actor(self, resource: R) -> str:
+        """Who the audit names for its changes."""
+        return f"reconciler:{self.name}"
+
+    def told_on(self, resource: R, change: Change) -> Key:
+        """The resource on whose timeline a change is told."""
+        return resource.key
 
     def authorise(self, tx: Tx, resource: R, change: Change) -> None:
         """Raise Forbidden when a change of the store is not this reconciler's to make; inside the transaction."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from groundcontrol.kernel.secrets import Resolver, Sealed, Secret
 from groundcontrol.kernel.settings import Settings
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.turn import Turns
+from groundcontrol.kernel.tx import Tx
 from groundcontrol.kernel.world import Watching, World
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,9 @@ class Runtime:
         self.plans = PlanBoard(self.store, self.controller.wake_uids)
         self._first_start()
         self._start_ledger()
+        self._housekeeping = Housekeeping(self)
+        self._closing.append(self._housekeeping.stop)
+        self._housekeeping.start()
         self.controller.start()
         self._closing.append(self.controller.stop)
 
@@ -184,8 +189,7 @@ class Runtime:
 
     def _shipped(self, seq: int) -> None:
         """What is in the ledger, and old, leaves the store."""
-        facts = tables.facts
-        self.store.write(lambda tx: tx.conn.execute(sa.delete(facts).where(facts.c.seq <= seq - KEEP_FACTS)))
+        self.store.write(lambda tx: _drop_facts(tx, seq - KEEP_FACTS))
 
     # ── what capabilities and interfaces use ────────────────────────────────────────────────────────────────────
 
@@ -240,3 +244,57 @@ class Runtime:
 
     def _expected(self, instance: str) -> Any:
         return self.controller.expected_things(instance)
+
+
+HOUSEKEEPING = 3600.0
+"""Seconds between two rounds of dropping what is old."""
+
+
+class Housekeeping:
+    """Drops what is old, now and then: expired answers, holds and tokens, facts nobody ships, facts of the ledger."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        # Not at once: the ledger is still starting, and there is more urgent work.
+        wait = 60.0
+        while not self._stopping.wait(wait):
+            wait = HOUSEKEEPING
+            try:
+                self.round()
+            except Exception:
+                log.exception("housekeeping failed; it is tried again in an hour")
+
+    def round(self) -> None:
+        """One round."""
+        runtime = self._runtime
+        runtime.store.write(self._sweep)
+        if runtime.ledger is not None:
+            settings = runtime.settings.ledger
+            runtime.ledger.retain({d.name: days for d in DATASETS if (days := settings.days(d.name))})
+
+    def _sweep(self, tx: Tx) -> None:
+        """The newest facts are always kept; the older ones wait for the ledger only when there is one."""
+        if self._runtime.ledger is None:
+            _drop_facts(tx, tx.fact_sequence - KEEP_FACTS)
+        for table, column, grace in (
+            (tables.approvals, tables.approvals.c.until, 30 * 86_400.0),
+            (tables.holds, tables.holds.c.until, 0.0),
+            (tables.tokens, tables.tokens.c.expires, 7 * 86_400.0),
+            (tables.spent, tables.spent.c.at, 7 * 86_400.0),
+        ):
+            tx.conn.execute(sa.delete(table).where(column < tx.time - grace))
+
+
+def _drop_facts(tx: Tx, seq: int) -> None:
+    tx.conn.execute(sa.delete(tables.facts).where(tables.facts.c.seq <= seq))

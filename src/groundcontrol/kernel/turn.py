@@ -242,10 +242,12 @@ class Turns:
     def _record(self, tx: Tx, reconciler: AnyReconciler, turn: _Turn, changes: Sequence[Change], outcome: str) -> None:
         for change in changes:
             fields = {path: list(pair) for path, pair in change.fields.items()}
+            key = reconciler.told_on(turn.resource, change)
+            uid = turn.uid if key == turn.key else (tx.get(key) or {"metadata": {"uid": ""}})["metadata"]["uid"]
             tx.audit(
-                f"reconciler:{reconciler.name}",
+                reconciler.actor(turn.resource),
                 change.verb,
-                turn.key,
+                key,
                 outcome,
                 target=change.target._asdict(),
                 fields=fields,
@@ -254,7 +256,7 @@ class Turns:
             what = change.reason or f"{change.verb} {change.target}"
             if outcome == "done":
                 reason = change.event or change.verb.title()
-                tx.event(turn.key, turn.uid, reason, what, warning=change.warning, fields=fields)
+                tx.event(key, uid, reason, what, warning=change.warning, fields=fields)
             elif outcome == "unknown":
                 tx.event(turn.key, turn.uid, f"{change.verb.title()}Unknown", what, warning=True)
 

@@ -80,6 +80,12 @@ class Snapshot:
     """Why its listings are not believed; empty when they are."""
     problems: tuple[str, ...] = ()
     facts: Any = None
+    sequence: int = 0
+    """Change counter of the far side when it was listed."""
+    number: int = 0
+    """How manieth look of this observer it was; what was written after that look began is not in it."""
+    unseen: frozenset[Item] = frozenset()
+    """What the last listing did not name and `items` has from an earlier one."""
 
     def trusted(self, now: float, stale_after: float) -> bool:
         """Whether it may be spoken of as what is so now."""
@@ -127,6 +133,7 @@ class World:
     ) -> None:
         self.watching, self.expected, self.clock = watching, expected, clock
         self._on_change = on_change
+        self._began = clock()
         self._observers: dict[str, Observer] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -137,6 +144,8 @@ class World:
         with self._lock:
             old = self._observers.get(name)
             if old and identity and old.identity == identity:
+                if instance is not old.instance:
+                    instance.close()
                 return
             self._observers[name] = observer = Observer(self, name, instance, identity)
             if self._watchdog is None:
@@ -152,6 +161,11 @@ class World:
             observer = self._observers.pop(name, None)
         if observer:
             observer.stop()
+
+    @property
+    def starting(self) -> bool:
+        """Whether it began so recently that an instance not looked at yet may just have had no time to answer."""
+        return self.clock() - self._began < self.watching.stale_after
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._observers)
@@ -187,6 +201,9 @@ class World:
     def seen(self, target: Target) -> Seen:
         """Whether a thing is there, or why that is not known. Looks directly before it says absent."""
         observer = self._observers.get(target.driver)
+        first = observer is None or not (observer.snapshot.ended or observer.snapshot.error)
+        if first and self.starting:
+            return Seen("unknown", None, "Looking", f"{target.driver} is being looked at for the first time")
         if observer is None:
             return Seen("unknown", None, "NotAttached", f"{target.driver} is not attached")
         snapshot, item = observer.snapshot, (target.type, target.id)
@@ -195,13 +212,13 @@ class World:
             return Seen("unknown", present, "Held", snapshot.held)
         if not snapshot.trusted(self.clock(), self.watching.stale_after):
             return Seen("unknown", present, *_why(snapshot))
-        if snapshot.began < observer.wrote.get(item, 0.0):
+        if snapshot.number <= observer.wrote.get(item, -1):
             observer.poke()
             return Seen("unknown", present, "Looking", f"{target.driver} has not been listed since the last change")
-        if present is not None:
+        if present is not None and item not in snapshot.unseen:
             return Seen("present", present)
         if not snapshot.complete:
-            return Seen("unknown", None, "PartialListing", f"the last listing of {target.driver} was not complete")
+            return Seen("unknown", present, "PartialListing", f"the last listing of {target.driver} was not complete")
         try:
             return Seen("present", observer.instance.direct(item))
         except NotFound:
@@ -220,7 +237,8 @@ class World:
         observer = self._observers.get(name)
         if observer is None:
             return False
-        if observer.snapshot.reachable and observer.snapshot.began > after and not observer.snapshot.held:
+        snapshot = observer.snapshot
+        if snapshot.reachable and snapshot.began > after and not snapshot.held:
             return True
         observer.poke()
         return False
@@ -242,7 +260,10 @@ class World:
             raise Unavailable(f"{name} is not attached; is its Site there and active?") from None
 
     def changed(self, name: str, items: frozenset[Item] | None) -> None:
-        self._on_change(name, items)
+        try:
+            self._on_change(name, items)
+        except Exception:
+            log.exception("cannot say what changed", extra={"instance": name})
 
 
 def _why(snapshot: Snapshot) -> tuple[str, str]:
@@ -256,32 +277,49 @@ def _why(snapshot: Snapshot) -> tuple[str, str]:
 
 
 class Observer:
-    """Keeps one driver instance's snapshot fresh, on a thread of its own."""
+    """Keeps one driver instance's snapshot fresh, on threads of its own."""
 
     def __init__(self, world: World, name: str, instance: DriverInstance, identity: str) -> None:
         self.name, self.instance, self.identity = name, instance, identity
         self.snapshot = Snapshot(name)
-        self.wrote: dict[Item, float] = {}
+        self.wrote: dict[Item, int] = {}
+        """Item to the number of the last look that had begun when it was written."""
         self._world = world
+        self._number = 0
+        self._known: set[Item] | None = None
+        """What a listing must not suddenly lack; None before the first listing."""
         self._gone: set[Item] = set()
+        """What we removed: its absence is no surprise."""
         self._confirmed = False
         self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        """The snapshot is another one, or the end has come."""
         self._stopping = threading.Event()
         self._poked = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"observe-{name}", daemon=True)
+        self._waiter = threading.Thread(target=self._wait_for_changes, name=f"wait-{name}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._waiter.start()
 
     def stop(self) -> None:
+        """Look no more. What a look under way still brings is not believed."""
         self._stopping.set()
         self._poked.set()
-        self.instance.close()
+        with self._news:
+            self._news.notify_all()
+        try:
+            self.instance.close()
+        except Exception:
+            log.exception("cannot close a driver instance", extra={"instance": self.name})
 
     def inherit(self, old: Observer) -> None:
         """Take over what the last connection knew, as knowledge of its age."""
-        self.snapshot = replace(old.snapshot, reachable=False)
-        self.wrote, self._gone = dict(old.wrote), set(old._gone)
+        with old._lock:
+            self.snapshot = replace(old.snapshot, reachable=False)
+            self.wrote, self._gone, self._known = dict(old.wrote), set(old._gone), old._known
+            self._number = old._number
 
     def check_age(self) -> None:
         """Say that nothing is known any more when the last answer is too old."""
@@ -296,9 +334,8 @@ class Observer:
 
     def note_write(self, item: Item, gone: bool) -> None:
         with self._lock:
-            self.wrote[item] = self._world.clock()
-            if gone:
-                self._gone.add(item)
+            self.wrote[item] = self._number
+            (self._gone.add if gone else self._gone.discard)(item)
         self.poke()
 
     def confirm(self) -> None:
@@ -306,103 +343,134 @@ class Observer:
         self.poke()
 
     def _run(self) -> None:
-        retry = self._world.watching.retry
-        waiter = threading.Thread(target=self._wait_for_changes, name=f"wait-{self.name}", daemon=True)
+        watching = self._world.watching
+        retry = watching.retry
         while not self._stopping.is_set():
             self._poked.clear()
-            began = self._world.clock()
+            with self._lock:
+                self._number += 1
+                number, began = self._number, self._world.clock()
+            started = time.monotonic()
             try:
-                listing = self.instance.look()
+                self._accept(number, began, self.instance.look())
             except Exception as error:
                 if self._stopping.is_set():
                     return
                 self._unreachable(error)
-                self._poked.wait(retry)
-                retry = min(retry * 2, self._world.watching.retry_max)
-                if self._poked.is_set():
-                    time.sleep(min(0.1, retry))  # a poke must not become a busy loop against a dead site
+                # A poke shortens a long wait, but must not become a busy loop against a dead site.
+                self._stopping.wait(watching.retry)
+                self._poked.wait(max(0.0, retry - watching.retry))
+                retry = min(retry * 2, watching.retry_max)
                 continue
-            retry = self._world.watching.retry
-            self._accept(began, listing)
-            if not waiter.is_alive() and not waiter.ident:
-                waiter.start()
-            self._poked.wait(self._world.watching.relist)
-            time.sleep(0.01)  # changes that come together are seen together
+            retry = watching.retry
+            took = time.monotonic() - started
+            self._poked.wait(watching.relist)
+            # Changes that come together are seen together, and looking takes half of the time at most.
+            self._stopping.wait(min(max(0.01, took), 1.0))
 
     def _wait_for_changes(self) -> None:
         """The long poll, beside the looks, so that a look that was asked for need not wait for it to end."""
         watching = self._world.watching
-        since = -1
         while not self._stopping.is_set():
-            if not self.snapshot.reachable:
-                time.sleep(0.1)
+            base = self.snapshot
+            if not base.reachable:
+                self._another(base)
                 continue
             try:
-                reached = self.instance.wait(since, watching.wait)
+                reached = self.instance.wait(base.sequence, watching.wait)
             except Exception as error:
                 if self._stopping.is_set():
                     return
                 log.debug("wait failed", extra={"instance": self.name, "error": str(error)})
                 self.poke()
-                time.sleep(watching.retry)
+                self._stopping.wait(watching.retry)
                 continue
-            if reached != since:
-                since = reached
+            if reached == base.sequence:
+                with self._lock:  # nothing changed until now; what was listed meanwhile knows better
+                    if self.snapshot is base:
+                        self.snapshot = replace(base, ended=self._world.clock())
+            else:
                 self.poke()
-            elif not self._poked.is_set() and self.snapshot.reachable:
-                self.snapshot = replace(self.snapshot, ended=self._world.clock())  # nothing changed until now
+                self._another(base)
+
+    def _another(self, base: Snapshot) -> None:
+        """Wait for another snapshot than this one."""
+        with self._news:
+            self._news.wait_for(lambda: self.snapshot is not base or self._stopping.is_set(), 1.0)
 
     def _unreachable(self, error: Exception) -> None:
         message = error.message if isinstance(error, GroundError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, GroundError):
-            log.exception("look failed", extra={"instance": self.name})
-        before = self.snapshot
-        first = before.reachable or not before.error
-        since = self._world.clock() if first else before.since
-        self.snapshot = replace(before, reachable=False, error=message, since=since)
+            log.error("look failed", exc_info=error, extra={"instance": self.name})
+        with self._news:
+            before = self.snapshot
+            first = before.reachable or not before.error
+            since = self._world.clock() if first else before.since
+            self.snapshot = replace(before, reachable=False, error=message, since=since)
+            self._news.notify_all()
         if first:
             log.warning("driver instance does not answer", extra={"instance": self.name, "error": message})
             self._world.changed(self.name, None)
 
-    def _accept(self, began: float, listing: Listing) -> None:
-        before, watching = self.snapshot, self._world.watching
-        items = dict(listing.items)
+    def _accept(self, number: int, began: float, listing: Listing) -> None:
+        items, now = dict(listing.items), self._world.clock()
         # The first listing after a start is held against what the store says is there.
-        known = before.items.keys() if before.began else self._world.expected(self.name)
-        with self._lock:
-            missing = known - items.keys() - self._gone
-            settled = frozenset(k for k, at in self.wrote.items() if at <= began)
+        expected = set(self._world.expected(self.name)) if self._known is None else set()
+        with self._news:
+            if self._stopping.is_set():
+                return
+            before = self.snapshot
+            known = expected if self._known is None else self._known
+            settled = frozenset(k for k, at in self.wrote.items() if at < number)
             for item in settled:
-                self.wrote.pop(item, None)
-            self._gone &= items.keys()
-        held = ""
-        if not listing.complete:
-            # What a partial listing does not name is not gone; it is kept as it was last seen.
-            items = {**before.items, **items}
-        elif not self._confirmed and len(missing) > max(watching.vanished_floor, watching.vanished_share * len(known)):
-            held = (
-                f"{len(missing)} of {len(known)} things vanished from {self.name} at once; nothing is done"
-                " there until they are back or somebody confirms the loss"
+                del self.wrote[item]
+            held = "" if listing.complete else before.held
+            if listing.complete:
+                held = self._missing(known, items.keys())
+                self._confirmed = False
+            believed = listing.complete and not held
+            unseen: frozenset[Item] = frozenset()
+            if believed:
+                self._known = set(items)
+                self._gone &= items.keys()
+            else:
+                # What such a listing does not name is not gone; it is kept as it was last seen.
+                self._known = known | items.keys()
+                unseen = frozenset(before.items.keys() - items.keys() - self._gone)
+                items = {**{k: before.items[k] for k in unseen}, **items}
+            self.snapshot = after = Snapshot(
+                self.name,
+                items,
+                listing.complete,
+                began,
+                now,
+                True,
+                before.since if before.reachable else now,
+                held=held,
+                problems=listing.problems,
+                facts=listing.facts,
+                sequence=listing.sequence,
+                number=number,
+                unseen=unseen,
             )
-            items = {**before.items, **items}
-        self._confirmed = self._confirmed and bool(held)
-        now = self._world.clock()
-        self.snapshot = Snapshot(
-            self.name,
-            items,
-            listing.complete,
-            began,
-            now,
-            True,
-            before.since if before.reachable else now,
-            "",
-            held,
-            listing.problems,
-            listing.facts,
+            self._news.notify_all()
+        self._tell(before, after, settled)
+
+    def _missing(self, known: Set[Item], found: Set[Item]) -> str:
+        """Why a complete listing is not believed; empty when it is."""
+        watching, missing = self._world.watching, known - found - self._gone
+        if self._confirmed or len(missing) <= max(watching.vanished_floor, watching.vanished_share * len(known)):
+            return ""
+        return (
+            f"{len(missing)} of {len(known)} things vanished from {self.name} at once; nothing is done"
+            " there until they are back or somebody confirms the loss"
         )
-        whole = not before.reachable or held != before.held or listing.complete != before.complete
-        touched = settled | {k for k in {*items, *before.items} if items.get(k) != before.items.get(k)}
-        if whole and not before.reachable and before.error:
+
+    def _tell(self, before: Snapshot, after: Snapshot, settled: frozenset[Item]) -> None:
+        whole = not before.reachable or after.held != before.held or after.complete != before.complete
+        touched = settled | (before.unseen ^ after.unseen)
+        touched |= {k for k in {*after.items, *before.items} if after.items.get(k) != before.items.get(k)}
+        if not before.reachable and before.error:
             log.info("driver instance answers again", extra={"instance": self.name})
         if whole or touched:
             self._world.changed(self.name, None if whole else touched)

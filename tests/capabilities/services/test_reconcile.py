@@ -166,6 +166,21 @@ def test_a_restart_of_the_server_touches_nothing(fed: Federation) -> None:
     assert {u.id: (u.pid, u.revision) for u in fed.units()} == before
 
 
+def test_a_site_slow_to_answer_after_a_restart_is_no_incident(tmp_path: Path) -> None:
+    with federation(tmp_path, observe={"wait_seconds": 0.5, "stale_after_seconds": 30.0}) as fed:
+        fed.sites("cnaf")
+        fed.service("web")
+        fed.until_ready("Service", "web", "alpha")
+        released = fed.hosts["cnaf"].hang("look")
+        fed.restart()
+        fed.settled()
+        assert fed.ready("Service", "web", "alpha")[0] == "True"
+        released.set()
+        fed.settled()
+        assert fed.ready("Service", "web", "alpha")[0] == "True"
+        assert fed.all("Incident") == []
+
+
 def test_a_dependency_is_waited_for_and_its_address_told(fed: Federation) -> None:
     fed.service("portal", dependsOn=["db"])
     fed.until(lambda: fed.ready("Service", "portal", "alpha")[1] == "Progressing")

@@ -176,6 +176,12 @@ class SourceReconciler(Reconciler[Source]):
     def manager_of(self, resource: Source) -> str:
         return f"source:{resource.metadata.name}"
 
+    def actor(self, resource: Source) -> str:
+        return resource.subject
+
+    def told_on(self, resource: Source, change: Change) -> Key:
+        return store_key(change.target)
+
     def scopes(self, resource: Source, change: Change, store: Store) -> Sequence[Scope]:
         """A Source's budget is a share of what it has of the kind that goes."""
         mark = f'"{SOURCE}":"{resource.metadata.name}"'.encode()

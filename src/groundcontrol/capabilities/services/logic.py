@@ -57,6 +57,8 @@ class Copy:
     deleting: bool = False
     failure: Failure = field(default_factory=Failure)
     address: str = ""
+    drift: str = ""
+    """What was changed by hand, in words."""
 
     @property
     def good(self) -> bool:
@@ -283,6 +285,8 @@ def judge(spec: ServiceSpec, decision: Decision, copies: Sequence[Copy]) -> dict
         answers["Ready"] = ("True", "Completed", "it ran and ended well")
     else:
         answers["Ready"] = ("True", "Healthy", "all instances are healthy")
+    if drifted := [c for c in live if c.drift]:
+        answers["Drift"] = ("True", "ChangedByHand", f"{drifted[0].name}: {drifted[0].drift}")
     return answers
 
 
@@ -300,6 +304,8 @@ class Run:
     exit_code: int | None = None
 
 
+STEADY = 1.0
+"""Seconds a process without a health check has to run before running counts as health."""
 LONG_RUN = 30.0
 """Seconds after which an end is taken for an accident, not for a crash loop: restarted at once."""
 

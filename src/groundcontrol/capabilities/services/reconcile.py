@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -22,6 +23,7 @@ from groundcontrol.capabilities.services.kinds import (
 )
 from groundcontrol.capabilities.services.logic import (
     RESTARTED,
+    STEADY,
     Copy,
     Decision,
     Run,
@@ -122,7 +124,8 @@ class ServiceReconciler(Reconciler[Service]):
             write = StoreWrite(doc, managed_paths(doc), old.metadata.uid if old else "")
             event = "InstanceMade" if step.verb == "create" else "InstanceChanged"
             changes.append(store_change(step.verb, key, write, fields=fields, reason=step.reason, event=event))
-        return Plan(tuple(changes), decision.problems, waiting="" if changes else decision.waiting)
+        waiting = "" if changes else decision.waiting
+        return Plan(tuple(changes), decision.problems, waiting=waiting, again=0.5 if self._early(look) else None)
 
     def _teardown(self, instances: list[Instance]) -> Plan:
         """Their deletion was decided with the service's: it is not counted twice."""
@@ -155,7 +158,16 @@ class ServiceReconciler(Reconciler[Service]):
         restarted = resource.metadata.annotations.get(RESTARTED, "")
         copies = [_copy(i) for i in instances]
         sites = list(_sites(spec, look))
-        return decide(resource.metadata.name, spec, resource.status, copies, sites, endpoints, missing, restarted)
+        name = resource.metadata.name
+        decision = decide(name, spec, resource.status, copies, sites, endpoints, missing, restarted)
+        if decision.problems and self._early(look):
+            # Just begun: a site that has had no time to answer is no reason to complain.
+            return replace(decision, problems=(), waiting="sites are being looked at")
+        return decision
+
+    @staticmethod
+    def _early(look: Look) -> bool:
+        return look.starting and not all(look.snapshot(f"site/{s.metadata.name}").ended for s in look.all(Site))
 
     def scopes(self, resource: Service, change: Change, store: Store) -> Sequence[Scope]:
         """A scaled-down instance also counts against its site."""
@@ -269,6 +281,7 @@ def _copy(instance: Instance) -> Copy:
         deleting=instance.deleting,
         failure=instance.status.last_exit,
         address=instance.status.address,
+        drift=next((c.message for c in instance.status.conditions if c.type == "Drift" and c.status == "True"), ""),
     )
 
 
@@ -362,7 +375,7 @@ class InstanceReconciler(Reconciler[Instance]):
                 )
             )
         run = Run(unit.state, unit.started, unit.exited, unit.exits, unit.exit_code)
-        verdict, wait = restart_after(template, run, look.now)
+        verdict, wait = restart_after(template, run, _time_at(resource, look))
         if verdict == "now":
             how = describe_exit(unit.exit_code) if unit.state == "exited" else f"it was {unit.state}"
             changes.append(
@@ -418,14 +431,17 @@ class InstanceReconciler(Reconciler[Instance]):
                 status.synced_generation = resource.metadata.generation
         elif seen.truth == "absent" and not _completed(resource):
             status.state, status.pid = "", 0
-        answers = {"Ready": _ready(resource, seen)}
+        steady = 0.0
+        if unit is not None and unit.state == "running" and unit.spec.check.kind == "none" and not unit.spec.run_once:
+            steady = max(0.0, min(STEADY, unit.started + STEADY - _time_at(resource, look)))
+        answers = {"Ready": _ready(resource, seen, steady)}
         drift = unit_differences(resource, unit) if unit is not None and seen.truth == "present" else {}
         if drift and resource.status.synced_generation == resource.metadata.generation:
             answers["Drift"] = ("True", "ChangedByHand", f"changed by hand: {', '.join(drift)}")
         if resource.deleting:
             answers = {"Ready": ("False", "Deleting", plan.waiting or "it is being stopped")}
         status.conditions = conditions(**answers)
-        return Report(status, events=tuple(events))
+        return Report(status, steady or None, events=tuple(events))
 
 
 def unit_of(instance: Instance) -> Target:
@@ -513,7 +529,13 @@ def _note_exit(resource: Instance, status: InstanceStatus, unit: UnitObserved) -
     return [("Died", f"its process {how}", True)]
 
 
-def _ready(resource: Instance, seen: Seen) -> Any:
+def _time_at(instance: Instance, look: Look) -> float:
+    """The time by the clock of the instance's site, which need not be ours."""
+    snapshot = look.snapshot(f"site/{instance.spec.site}")
+    return look.now + (snapshot.facts.time - snapshot.began if snapshot.facts else 0.0)
+
+
+def _ready(resource: Instance, seen: Seen, steady: float) -> Any:
     if seen.truth == "unknown":
         if seen.reason == "Looking":
             # We are looking: what was so a moment ago is still the best answer.
@@ -537,4 +559,6 @@ def _ready(resource: Instance, seen: Seen) -> Any:
         return ("False", "Unhealthy", unit.health_message or "its health check fails")
     if unit.healthy is None and unit.spec.check.kind != "none":
         return ("False", "Starting", "it has not been found healthy yet")
+    if steady:
+        return ("False", "Starting", "it has no health check, and has only just started")
     return ("True", "Healthy", "it runs and is healthy")
