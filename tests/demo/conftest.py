@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from groundcontrol.demo.observer import Observer, Unit, Wanted, ask_http, running
+from groundcontrol.demo.observer import Observer, Unit, Wanted, ask_http, echoes, running
 
 Doc = dict[str, Any]
 THEN, NOW = "2026-01-01T00:00:00Z", "2126-01-01T00:00:00Z"
@@ -118,10 +118,10 @@ class Stage:
 
 
 def _up(unit: Unit, one: Wanted) -> bool:
-    if one.speaks != "http":
-        return True
     try:
-        return ask_http(unit.address, one.port)[0] == 200
+        if one.speaks == "tcp":
+            return echoes(unit.address, one.port)
+        return one.speaks == "nothing" or ask_http(unit.address, one.port)[0] == 200
     except OSError:
         return False
 

@@ -89,7 +89,7 @@ def bootstrap(place: Place, repository: str) -> list[dict[str, Any]]:
         "repository": repository,
         "branch": "main",
         "interval": 10,
-        "webhookSecret": f"file:{place.hook_token}",
+        "webhookSecret": "secret:webhook/token",
     }
     binding = {"role": "admin", "subjects": [f"source:{SOURCE}"]}
     return [
@@ -100,6 +100,7 @@ def bootstrap(place: Place, repository: str) -> list[dict[str, Any]]:
 
 def settings(place: Place) -> str:
     """`ground.yaml`, the settings of the demonstration's server."""
+    agents = "\n".join(f"    agents/{site}: {json.dumps(f'file:{place.agent_token(site)}')}" for site in SITES)
     return f"""\
 # Settings of the demonstration's server. `ground init` writes a file with every setting explained.
 data: {json.dumps(str(place.root / "data"))}
@@ -112,6 +113,11 @@ observe:
   # Here a site counts as unreachable after seconds, so that the story can be watched.
   waitSeconds: 2
   staleAfterSeconds: 3
+secrets:
+  # What Source and Sites name as secret:NAME/KEY.
+  platform:
+    webhook/token: {json.dumps(f"file:{place.hook_token}")}
+{agents}
 sources:
   # The repository lies on this machine. Not for servers whose Sources are declared by strangers.
   allowFile: true
@@ -130,7 +136,7 @@ spec:
   driver: local
   # The demonstration's own proxy in front of the agent: what `cut` cuts.
   endpoint: http://127.0.0.1:{place.ports[f"proxy-{site}"]}
-  credentials: {json.dumps(f"file:{place.agent_token(site)}")}
+  credentials: secret:agents/{site}
   region: {REGIONS[site]}
   topology: {{datacentre: {datacentre}, room: "{room}", rack: {rack}}}
 """

@@ -6,6 +6,7 @@ something does not hold; an empty list means that it does.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -138,25 +139,34 @@ def running(sites: Path) -> list[Unit]:
 
 
 class Recorder:
-    """Notes every instance that is seen running while it records: what was started twice shows up here."""
+    """Notes, until it is left, every instance that is seen running: what was started twice shows up here. Beside that
+    it keeps the facts that `read` tells, whenever it tells any: what had been acknowledged when a server was killed."""
 
-    def __init__(self, sites: Path, every: float = 0.05) -> None:
-        self._sites, self._every = sites, every
+    def __init__(self, sites: Path, read: Callable[[], dict[int, Doc]] = dict, every: float = 0.03) -> None:
+        self._sites, self._read, self._every = sites, read, every
         self._stop = threading.Event()
         self.seen: set[Unit] = set()
-        self._thread = threading.Thread(target=self._watch, name="recorder", daemon=True)
+        self.facts: dict[int, Doc] = {}
+        self._threads = [threading.Thread(target=act, daemon=True) for act in (self._watch, self._listen)]
 
     def __enter__(self) -> Recorder:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every):
             self.seen.update(running(self._sites))
+
+    def _listen(self) -> None:
+        while not self._stop.wait(self._every * 3):
+            with contextlib.suppress(NoAnswer):
+                self.facts.update(self._read())
 
     def doubled(self, wanted: Iterable[Wanted]) -> Reasons:
         """Services of which more instances of the wanted version were ever started than there should be."""
@@ -208,8 +218,10 @@ def answering(one: Wanted, unit: Unit) -> Reasons:
                 return [f"{where} answers {status}"]
             if one.says not in text:
                 return [f"{where} does not say {one.says!r}"]
-            if one.behind and one.behind not in ask_http(unit.address, one.port, "/backend")[1]:
-                return [f"{where} does not reach the service behind it"]
+            if one.behind:
+                status, text = ask_http(unit.address, one.port, "/backend")
+                if status != 200 or one.behind not in text:
+                    return [f"{where} does not reach the service behind it"]
             if (pid := json.loads(ask_http(unit.address, one.port, "/info")[1]).get("pid")) != unit.pid:
                 return [f"{where} is answered by pid {pid}, not {unit.pid}"]
     except (OSError, ValueError) as problem:
@@ -347,9 +359,9 @@ class Observer:
             # The incident may say "since" the second before the kill: RFC 3339 times may be whole seconds.
             if not about or _when(status.get("openedAt", "")) < since - 1:
                 continue
-            if status.get("phase") == "Closed" and _when(status["closedAt"]) >= _when(status["openedAt"]):
-                return []
-            return [f"the incident {named(doc)} is still {status.get('phase')}"]
+            if status.get("phase") != "Closed" or _when(status["closedAt"]) < _when(status["openedAt"]):
+                return [f"the incident {named(doc)} is still {status.get('phase')}"]
+            return [] if len(status["timeline"]) > 1 else [f"the incident {named(doc)} does not tell what happened"]
         return [f"no incident about {name} was opened"]
 
     def on_timeline(self, name: str, after: int, words: Collection[str] = (), warning: bool = True) -> Reasons:
@@ -439,17 +451,27 @@ class Observer:
 
     # -------------------------------------------------------------------------------------- crash
 
-    def kept(self, what: Literal["events", "audit"], before: dict[int, Doc]) -> Reasons:
-        """Everything that was on record is on record still, unchanged."""
-        now = self.facts(what)
-        oldest = min(now, default=0)
-        lost = [seq for seq, entry in before.items() if seq >= oldest and now.get(seq) != entry]
-        return [f"{what}: {len(lost)} entries are lost or changed, the first is {before[lost[0]]}"] if lost else []
+    def on_record(self) -> dict[int, Doc]:
+        """Audit and timeline as they are now, by number."""
+        return self.facts("audit") | self.facts("events")
 
-    def started_once(self) -> Reasons:
-        """No instance was started more often than once, by the API's account."""
+    def kept(self, before: dict[int, Doc]) -> Reasons:
+        """Everything that was on record is on record still, unchanged, as far back as the API tells."""
+        audit, events = self.facts("audit"), self.facts("events")
+        now, oldest = audit | events, max(min(audit, default=0), min(events, default=0))
+        lost = [seq for seq, entry in sorted(before.items()) if seq >= oldest and now.get(seq) != entry]
+        return [f"{len(lost)} entries on record are lost or changed, the first is {before[lost[0]]}"] if lost else []
+
+    def done_once(self) -> Reasons:
+        """Nothing was made or started twice, by the account of the API and of the audit."""
         docs = self.listed("instances")
-        return [f"{n} was started {c} times" for n, d in docs.items() if (c := d["status"].get("starts", 0)) > 1]
+        why = [f"{n} was started {c} times" for n, d in docs.items() if (c := d["status"].get("starts", 0)) > 1]
+        made: dict[str, int] = {}
+        for entry in self.facts("audit").values():
+            target = entry.get("detail", {}).get("target", {})
+            if (entry["verb"], entry["outcome"], target.get("type")) == ("create", "done", "unit"):
+                made[target["id"]] = made.get(target["id"], 0) + 1
+        return why + [f"the audit has {count} creations of unit {name}" for name, count in made.items() if count > 1]
 
 
 # ------------------------------------------------------------------------------------------------ small judgements

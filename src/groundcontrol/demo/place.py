@@ -72,6 +72,10 @@ class Place:
         except OSError:
             raise Busy(f"a demonstration already runs in {self.root}; stop it with Ctrl-C where it runs") from None
 
+    def release(self) -> None:
+        """Let another process take it."""
+        os.close(self._lock)
+
     def prepare(self, port: int = 0, *, passing: bool = False) -> None:
         """Folders, secrets, ports and networks. `passing`: any free port for the server will do."""
         marker = self.root / MARKER
@@ -93,6 +97,8 @@ class Place:
         )
         beside.replace(marker)
         self.cut.write_text("", encoding="ascii")
+        # The directory may lie in a clone of somebody's; nothing of it belongs there.
+        (self.root / ".gitignore").write_text("*\n", encoding="ascii")
 
     def _choose_ports(self, port: int, passing: bool) -> None:
         if port:

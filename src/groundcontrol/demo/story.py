@@ -66,7 +66,11 @@ class Story:
 
     def _until(self, what: str, check: Callable[[], Reasons], seconds: float = LIMIT, **how: float) -> Verdict:
         """Wait with a line of progress; Failed with the last reasons when it does not come true."""
-        verdict = until(check, seconds, told=lambda why: self._teller.waits(f"{what}: {_few(why)}"), **how)
+
+        def told(why: Reasons) -> None:
+            self._teller.waits(f"{what}: {_few(why) if why else 'so far it is'}")
+
+        verdict = until(check, seconds, told=told, **how)
         if not verdict.ok:
             raise Failed(f"{what}: not so after {verdict.seconds:.0f} s: {_few(verdict.reasons, 4)}")
         return verdict
@@ -295,7 +299,7 @@ class Story:
         look, world = self._observer, self._world
         version = str(int(self._state.version) + 1)
         whole = sum(one.replicas for one in self._wanted.values())
-        with Recorder(world.place.root / "sites") as recorder:
+        with Recorder(world.place.root / "sites", look.on_record) as recorder:
             state = self._state._replace(version=version, greeting=f"This is version {version}.\n")
             _, commit = self._declare(f"Version {version} of everything", state)
 
@@ -304,9 +308,8 @@ class Story:
 
             moved = lambda: [] if moment(landed(), whole) else [f"{landed()} of {whole}"]  # noqa: E731
             self._until(f"the moment to strike ({name})", moved, pause=0.01)
-            audit, events = look.facts("audit"), look.facts("events")
             world.kill_server()
-            done = landed()
+            done, record = landed(), dict(recorder.facts)
             self._teller.did(f"kill -9 of the server {name}: {done} of {whole} instances of version {version} started")
             if done >= whole:
                 raise Failed(f"the server had finished before it was killed ({name})")
@@ -315,7 +318,8 @@ class Story:
             well = lambda: self._all_well() + look.read_from_git(commit)  # noqa: E731
             self._until(f"version {version} everywhere", well, stay=1.0)
         self._hold(recorder.doubled(self._wanted.values()))
-        self._hold(look.started_once() + look.kept("audit", audit) + look.kept("events", events))
+        self._hold(look.done_once() + look.kept(record))
+        self._hold([] if record else ["nothing was on record before the kill"])
         return f"{name} ({done} of {whole} started)"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import shutil
 import sys
 import time
@@ -71,7 +74,16 @@ class Teller:
             self._stream.write(text.encode("ascii", "replace").decode())
         except (BrokenPipeError, ValueError):
             # Nobody reads any more; what has been started still has to be stopped in order.
-            self._stream = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115
+            _give_up(self._stream)
+            self._stream = io.StringIO()
+
+
+def _give_up(stream: TextIO) -> None:
+    """What is still in the buffer must not complain when Python flushes it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def for_people(json_wanted: bool) -> Teller:
