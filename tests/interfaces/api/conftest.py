@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from groundcontrol.interfaces.api.app import create_app
@@ -54,3 +58,18 @@ def ada(sign_in: Callable[..., TestClient]) -> TestClient:
 def bob(sign_in: Callable[..., TestClient]) -> TestClient:
     """A member of beta."""
     return sign_in("bob")
+
+
+@pytest.fixture
+def port(here: Installation) -> Iterator[int]:
+    """The application behind a real server on loopback, for what streams."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(create_app(here.backend), log_level="critical", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join(10)

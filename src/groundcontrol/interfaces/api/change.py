@@ -74,7 +74,11 @@ class Wish:
     @property
     def written(self) -> frozenset[str]:
         """The managed paths it says something about."""
-        return managed_paths({"spec": self.raw.get("spec") or {}, "metadata": self.raw.get("metadata") or {}})
+        meta = dict(self.raw.get("metadata") or {})
+        notes = meta.get("annotations")
+        if isinstance(notes, dict):  # marks are nobody's wish
+            meta["annotations"] = {k: v for k, v in notes.items() if not k.startswith(MARKS)}
+        return managed_paths({"spec": self.raw.get("spec") or {}, "metadata": meta})
 
     @property
     def expected(self) -> int:
