@@ -20,7 +20,7 @@ from groundcontrol.kernel.access import KINDS as ACCESS_KINDS
 from groundcontrol.kernel.access import Access
 from groundcontrol.kernel.accounts import Accounts, ensure_admin
 from groundcontrol.kernel.capability import Capability
-from groundcontrol.kernel.errors import Invalid, NotFound
+from groundcontrol.kernel.errors import Invalid
 from groundcontrol.kernel.guard import PlanBoard
 from groundcontrol.kernel.ledger import Ledger
 from groundcontrol.kernel.ledger_shipper import Shipper
@@ -28,11 +28,12 @@ from groundcontrol.kernel.ledger_sql import Dataset
 from groundcontrol.kernel.loop import Controller, Pace
 from groundcontrol.kernel.reconcile import Reconciler
 from groundcontrol.kernel.resource import API_VERSION, Doc, Key, Kinds, did_you_mean
-from groundcontrol.kernel.secrets import Resolver, Sealed, Secret
+from groundcontrol.kernel.secrets import Resolver, Sealed
 from groundcontrol.kernel.settings import Settings
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.turn import Turns
 from groundcontrol.kernel.tx import Tx
+from groundcontrol.kernel.vault import Vault
 from groundcontrol.kernel.world import Watching, World
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Runtime:
         self.data.mkdir(parents=True, exist_ok=True, mode=0o711)
         self.data.chmod(0o711)
         key = self.settings.secrets.key
-        self.sealed = Sealed(Resolver(None).resolve(key) if key else self.data / "seal.key")
+        sealed = Sealed(Resolver(None).resolve(key) if key else self.data / "seal.key")
         # The reconcilers name the kinds that must be taken down, and need the store: so the names come first.
         self.store = Store(
             f"sqlite:///{self.data / 'ground.db'}",
@@ -102,6 +103,7 @@ class Runtime:
         )
         self.store.open()
         self._closing.append(self.store.close)
+        self.vault = Vault(self.store, sealed, PLATFORM, self.settings.secrets.platform)
         self.access, self.accounts = Access(self.store), Accounts(self.store)
         observe, loop = self.settings.observe, self.settings.loop
         watching = Watching(
@@ -195,19 +197,7 @@ class Runtime:
 
     def reveal(self, namespace: str, reference: str) -> str:
         """The value of a secret reference in a resource of that namespace."""
-        return Resolver(namespace, self._secret).resolve(reference).reveal()
-
-    def _secret(self, namespace: str, name: str, key: str) -> Secret:
-        named = self.settings.secrets.platform.get(f"{name}/{key}") if namespace == PLATFORM else None
-        if named:
-            return Resolver(None).resolve(named)
-        sealed = tables.sealed
-        where = (sealed.c.namespace == namespace, sealed.c.name == name, sealed.c.key == key)
-        with self.store.reading() as conn:
-            row = conn.execute(sa.select(sealed.c.ciphertext).where(*where)).first()
-        if row is None:
-            raise NotFound(f"no secret {name}/{key} is granted to namespace {namespace}")
-        return self.sealed.unseal(namespace, name, key, row.ciphertext.decode())
+        return self.vault.reveal(namespace, reference)
 
     def connect(self, site: Any) -> Any:
         """The driver instance of a Site."""
@@ -285,6 +275,7 @@ class Housekeeping:
 
     def _sweep(self, tx: Tx) -> None:
         """The newest facts are always kept; the older ones wait for the ledger only when there is one."""
+        self._runtime.vault.sweep(tx)
         if self._runtime.ledger is None:
             _drop_facts(tx, tx.fact_sequence - KEEP_FACTS)
         for table, column, grace in (

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from groundcontrol.kernel.errors import Invalid, Problem
 from groundcontrol.kernel.resource import Column, KindInfo, Model, Resource, Status
+from groundcontrol.kernel.secrets import SecretRef
+
+TRANSITIONS = {
+    "candidate": {"active", "retired"},
+    "active": {"maintenance", "retired"},
+    "maintenance": {"active", "retired"},
+    "retired": {"candidate"},
+}
+"""Life cycle: from which state a site may go to which."""
 
 
 class Topology(Model):
@@ -36,8 +47,8 @@ class SiteSpec(Model):
     """Product that runs the site: `local` (processes on a host)."""
     endpoint: str = "local:"
     """Where the driver reaches it: `local:` for this host, or the address of an agent, `https://host:8441`."""
-    credentials: str = ""
-    """Secret reference (`env:`, `file:` or `secret:`) for the driver to sign in with; never the secret itself."""
+    credentials: SecretRef | None = None
+    """`secret:NAME/KEY`, a secret of the namespace `platform`, for the driver to sign in with."""
     region: str = ""
     """Region the site belongs to."""
     zone: str = ""
@@ -48,7 +59,7 @@ class SiteSpec(Model):
     """How much of it may be used."""
     state: Literal["candidate", "active", "maintenance", "retired"] = "active"
     """Life cycle: only `active` sites get new instances; on `maintenance` what runs is left alone;
-    from `retired` everything is moved away."""
+    from `retired` everything is moved away, and it comes back as `candidate` only."""
     options: dict[str, str] = Field(default_factory=dict)
     """What only this driver understands."""
 
@@ -99,3 +110,13 @@ class Site(Resource):
     """How it is reached and used."""
     status: SiteStatus = Field(default_factory=SiteStatus)
     """What is known of it."""
+
+    @classmethod
+    def admit(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """A site passes through its life cycle step by step, whoever changes it."""
+        before, after = old["spec"].get("state"), new["spec"].get("state")
+        if before == after or after in TRANSITIONS.get(before, {after}):
+            return
+        remedy = f"from {before} it goes to {' or '.join(sorted(TRANSITIONS[before]))}"
+        message = f"site {new['metadata']['name']} is {before} and cannot become {after} at once"
+        raise Invalid(problems=(Problem(message, "spec.state", remedy=remedy),))

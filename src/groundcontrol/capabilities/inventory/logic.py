@@ -7,18 +7,10 @@ from collections.abc import Iterable
 
 from groundcontrol.capabilities.inventory.kinds import SiteSpec
 
-TRANSITIONS = {
-    "candidate": {"active", "retired"},
-    "active": {"maintenance", "retired"},
-    "maintenance": {"active", "retired"},
-    "retired": {"candidate"},
-}
-"""Life cycle: from which state a site may go to which."""
-
 
 def identity(spec: SiteSpec) -> str:
     """What makes a connection another one."""
-    parts = [spec.driver, spec.endpoint, spec.credentials, *(f"{k}={v}" for k, v in sorted(spec.options.items()))]
+    parts = [spec.driver, spec.endpoint, spec.credentials or "", *(f"{k}={v}" for k, v in sorted(spec.options.items()))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

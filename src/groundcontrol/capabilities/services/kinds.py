@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from groundcontrol.kernel.resource import NAME, Column, KindInfo, Model, Resource, Status
+from groundcontrol.kernel.secrets import SecretRef
 
 Port = int
 _PORT_NAME = r"^[a-z]([a-z0-9-]{0,14}[a-z0-9])?$"
@@ -84,7 +85,7 @@ class ServiceSpec(Model):
     """Port name to number; every instance has an address of its own."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables; nothing is inherited from the server."""
-    secret_env: dict[str, str] = Field(default_factory=dict)
+    secret_env: dict[str, SecretRef] = Field(default_factory=dict)
     """Environment variable to secret reference (`secret:NAME/KEY`) granted to the namespace."""
     files: dict[str, str] = Field(default_factory=dict)
     """Relative path to content; kept as written here, changed in place without a restart."""

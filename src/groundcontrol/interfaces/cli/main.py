@@ -38,6 +38,7 @@ SECTIONS = {
         "plan": Lazy("plans", "Plans that wait for a person; what a tree would change."),
         "approve": Lazy("plans", "Approve exactly the changes of a plan."),
         "refuse": Lazy("plans", "Refuse a plan."),
+        "act": Lazy("act", "Do what a kind can do: restart, sync, set, acknowledge, …"),
         "run": Lazy("runs", "Start procedures, answer what they ask."),
     },
     "Sign in": {
