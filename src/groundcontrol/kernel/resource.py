@@ -178,6 +178,10 @@ class Resource(Model):
         return bool(self.metadata.deletion_timestamp)
 
     @classmethod
+    def admit(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """Raise Invalid when a good document may not follow the one that is there; asked inside the transaction."""
+
+    @classmethod
     def view(cls, doc: Mapping[str, Any]) -> Self:
         """A typed view of a stored document; fields of a newer version are passed over (the document keeps them)."""
         return cls.model_validate(doc, extra="ignore")

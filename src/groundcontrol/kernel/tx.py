@@ -245,6 +245,7 @@ class Tx:
         if new == old:
             return Applied(old, "unchanged")
         if new["spec"] != old["spec"]:
+            self.store.kinds.get(key.kind).admit(old, new)
             meta["generation"] += 1
         return Applied(self._write(new, "MODIFIED"), "changed")
 

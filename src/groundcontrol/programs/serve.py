@@ -33,7 +33,8 @@ class _Fields(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {k: v for k, v in record.__dict__.items() if k not in _RECORD and not k.startswith("color_")}
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        # Redaction leaves the text of a trace in place of the exception.
+        trace = record.exc_text or (self.formatException(record.exc_info) if record.exc_info else "")
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         level, message = record.levelname.lower(), record.getMessage()
         if self._json:

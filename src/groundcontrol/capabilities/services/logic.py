@@ -338,14 +338,15 @@ def describe_exit(code: int | None) -> str:
 def differences(
     wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "spec"
 ) -> dict[str, tuple[Any, Any]]:
-    """Field path to (found, wanted) where they differ; files are compared one by one."""
+    """Field path to (found, wanted) where they differ; files, health checks and resources are compared one by one."""
     fields: dict[str, tuple[Any, Any]] = {}
     for name in wanted:
         want, have = wanted[name], found.get(name)
-        if name == "files":
+        if name in ("files", "health", "resources"):
             for path in sorted({*want, *(have or {})}):
                 if want.get(path) != (have or {}).get(path):
-                    fields[f"{prefix}.files[{path}]"] = ((have or {}).get(path), want.get(path))
+                    full = f"{prefix}.files[{path}]" if name == "files" else f"{prefix}.{name}.{path}"
+                    fields[full] = ((have or {}).get(path), want.get(path))
         elif want != have:
             fields[f"{prefix}.{name}"] = (have, want)
     return fields

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 import msgspec
+from pydantic.alias_generators import to_camel
 
 from groundcontrol.capabilities.inventory.kinds import Site
 from groundcontrol.capabilities.services.kinds import (
@@ -502,14 +503,16 @@ def _endpoints_json(instance: Instance) -> str:
 
 def unit_differences(instance: Instance, unit: UnitObserved) -> dict[str, tuple[Any, Any]]:
     """Field path to (found, wanted). Secrets are compared by the host, and never appear here."""
-    want, have = msgspec.to_builtins(unit_spec(instance, {})), msgspec.to_builtins(unit.spec)
-    for side in (want, have):
-        side.pop("secret_env", None)
-    names = ("command", "env", "ports", "files", "check", "limits", "run_once", "stop_grace")
-    return differences({n: want.get(n, _EMPTY.get(n)) for n in names}, {n: have.get(n, _EMPTY.get(n)) for n in names})
+    return differences(_compared(unit_spec(instance, {})), _compared(unit.spec))
 
 
-_EMPTY: dict[str, Any] = {"env": {}, "ports": {}, "files": {}, "check": {}, "limits": {}}
+def _compared(spec: UnitSpec) -> dict[str, Any]:
+    """What is compared of a unit, under the names that the service's fields have."""
+    parts = {n: msgspec.to_builtins(getattr(spec, n)) for n in ("command", "env", "ports", "files")}
+    parts |= {to_camel(n): getattr(spec, n) for n in ("run_once", "stop_grace")}
+    for name, part in (("health", spec.check), ("resources", spec.limits)):
+        parts[name] = {to_camel(n): msgspec.to_builtins(v) for n, v in msgspec.structs.asdict(part).items()}
+    return parts
 
 
 def _completed(instance: Instance) -> bool:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import resource
+import subprocess
 import time
 
 import msgspec
 
+from groundcontrol.drivers.local.wanted import python
 from groundcontrol.kernel.errors import Invalid, Problem
 from groundcontrol.ports.processes import Limits
 
@@ -39,14 +42,51 @@ def get_rlimit(pid: int, which: int) -> int | None:
     a process of another user id without privilege, and raises too late to tell; this asks the kernel directly.)"""
     old = _Limit()
     if _libc.prlimit(pid, which, None, ctypes.byref(old)) != 0:
-        return None
+        return _shown_rlimit(pid, which) if ctypes.get_errno() == errno.EPERM else None
     return 0 if old.soft == _INFINITY else int(old.soft)
+
+
+_SHOWN = {
+    resource.RLIMIT_NOFILE: "Max open files",
+    resource.RLIMIT_AS: "Max address space",
+    resource.RLIMIT_NPROC: "Max processes",
+}
+
+
+def _shown_rlimit(pid: int, which: int) -> int | None:
+    """As `get_rlimit`, for a root that lacks CAP_SYS_RESOURCE (in many containers): everybody may read this file."""
+    for line in _read(f"/proc/{pid}/limits").splitlines():
+        if line.startswith(_SHOWN[which]):
+            soft = line.removeprefix(_SHOWN[which]).split()[0]
+            return 0 if soft == "unlimited" else int(soft)
+    return None
 
 
 def set_rlimit(pid: int, which: int, value: int) -> None:
     bound = value or _INFINITY
     if _libc.prlimit(pid, which, ctypes.byref(_Limit(bound, bound)), None) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        number = ctypes.get_errno()
+        if number != errno.EPERM or os.geteuid() != 0 or not _set_as_owner(pid, which, value or -1):
+            raise OSError(number, os.strerror(number))
+
+
+def _set_as_owner(pid: int, which: int, value: int) -> bool:
+    """Let the process's own user do what a root without CAP_SYS_RESOURCE may not: within the hard limit, that is."""
+    code = f"import resource; resource.prlimit({pid}, {which}, ({value}, {value}))"
+    try:
+        owner = os.stat(f"/proc/{pid}")
+        done = subprocess.run(
+            [python(), "-I", "-S", "-c", code],
+            user=owner.st_uid,
+            group=owner.st_gid,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
 
 
 def _read(path: str) -> str:
