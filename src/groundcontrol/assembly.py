@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from groundcontrol.capabilities import gitops, inventory, monitoring, secrets, services
+from groundcontrol.capabilities import gitops, inventory, monitoring, procedures, secrets, services
 from groundcontrol.drivers.git.command import Settings as GitSettings
 from groundcontrol.drivers.git.driver import GitRepositories
 from groundcontrol.drivers.local import driver as local
@@ -14,7 +14,14 @@ from groundcontrol.kernel.runtime import Connect, Runtime, kinds_of
 from groundcontrol.kernel.settings import Settings
 from groundcontrol.ports.hosts import HostInstance
 
-CAPABILITIES = (inventory.CAPABILITY, gitops.CAPABILITY, services.CAPABILITY, secrets.CAPABILITY, monitoring.CAPABILITY)
+CAPABILITIES = (
+    inventory.CAPABILITY,
+    gitops.CAPABILITY,
+    services.CAPABILITY,
+    secrets.CAPABILITY,
+    monitoring.CAPABILITY,
+    procedures.CAPABILITY,
+)
 
 
 def _local(instance: str, endpoint: str, secret: str, options: dict[str, Any]) -> HostInstance:

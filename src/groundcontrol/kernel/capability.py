@@ -22,3 +22,6 @@ class Capability:
     """Capabilities whose `kinds` this one imports."""
     actions: Mapping[tuple[str, str], Callable[..., Any]] = field(default_factory=dict)
     """(kind, verb) to what the API's `…/actions/{verb}` does: `act(runtime, subject, key, body) -> dict`."""
+    repeatable: frozenset[tuple[str, str]] = frozenset()
+    """The actions that may be done twice without harm; a Run that does another one must say what to do when it
+    cannot know whether it happened."""

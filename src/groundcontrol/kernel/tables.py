@@ -148,7 +148,7 @@ journal = Table(
     Column("epoch", _Seq, nullable=False),
     Column("doc", LargeBinary, nullable=False),
 )
-"""Every turn a Run took, in order."""
+"""Every turn a Run took, in order. `step` is empty for the Run as a whole; `kernel/run_journal.py` has the states."""
 
 leases = Table(
     "leases",
