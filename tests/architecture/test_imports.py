@@ -92,6 +92,8 @@ def test_a_planted_violation_breaks_the_contract(contract: str, name: str, text:
     assert "planted" in result.stdout, result.stdout
 
 
-def test_the_command_line_may_put_the_program_together(copy: Path) -> None:
-    write(copy, "interfaces/cli/planted.py", "def serve():\n    from groundcontrol import assembly")
+def test_only_programs_put_the_program_together(copy: Path) -> None:
+    write(copy, "programs/planted.py", "from groundcontrol import assembly")
     assert lint(copy, "layers").returncode == 0
+    write(copy, "interfaces/cli/planted.py", "def serve():\n    from groundcontrol import assembly")
+    assert lint(copy, "layers").returncode != 0

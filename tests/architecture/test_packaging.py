@@ -77,7 +77,7 @@ def test_the_wheel_carries_what_is_not_python(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     shutil.copytree(house.REPOSITORY / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "LICENSE", ".gitignore"):
+    for name in ("pyproject.toml", "LICENSE", "README.md", ".gitignore"):
         shutil.copy(house.REPOSITORY / name, tree)
     planted = ("demo/world.yaml", "kernel/migrations/script.py.mako", "interfaces/web/dist/index.html", "py.typed")
     for name in planted:

@@ -51,9 +51,10 @@ class UnitSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a unit should be."""
 
     command: tuple[str, ...]
-    """Program and arguments; no shell. `{address}`, `{port.NAME}` and `{dir}` are replaced by the host."""
+    """Program and arguments; no shell. `{address}`, `{port.NAME}`, `{dir}` and `{python}` are replaced."""
     env: dict[str, str] = {}
-    """The whole environment besides PATH, HOME, LANG, GROUND_ADDRESS, GROUND_PORT_<NAME>, GROUND_DIR; nothing is inherited."""
+    """The whole environment besides PATH, HOME, LANG, GROUND_ADDRESS, GROUND_PORT_<NAME> and GROUND_DIR; nothing is
+    inherited."""
     secret_env: dict[str, str] = {}
     """As `env`, never logged, never returned by `list`; only a keyed hash of it is observed."""
     ports: dict[str, int] = {}

@@ -34,7 +34,7 @@ def test_a_service_gets_the_value_and_nobody_else_sees_it(fed: Federation) -> No
     fed.until_ready("Service", "web", "alpha")
     host = fed.hosts["cnaf"]
     (unit,) = host.look().units
-    assert host._secrets[unit.id] == {"PGPASSWORD": "tops3cret"}
+    assert host._wanted[unit.id].secret_env == {"PGPASSWORD": "tops3cret"}
     seen = [e.raw for kind in fed.runtime.kinds for e in fed.runtime.store.entries(kind.__name__)]
     facts = repr(fed.runtime._pull(0, 10_000))
     assert not any(b"tops3cret" in raw for raw in seen)
@@ -107,6 +107,8 @@ def test_keys_are_bounded_and_sorted() -> None:
     assert [k["name"] for k in keys] == ["a", "b"]
     assert [k["name"] for k in without_key(keys, "a")] == ["b"]
     assert checked_key({"key": "a.b"}) == "a.b"
+    for number in range(62):
+        keys = with_key(keys, f"k{number}", "t", "u")
     with pytest.raises(Invalid):
-        for number in range(100):
-            keys = with_key(keys, f"k{number}", "t", "u")
+        with_key(keys, "one more", "t", "u")
+    assert len(with_key(keys, "a", "later", "u")) == 64

@@ -57,7 +57,6 @@ class MemoryHost(Processes):
         """(call, unit id) of everything that was asked, faulty or not."""
         self._cores, self._memory_mb, self._isolates = cores, memory_mb, isolates_users
         self._units: dict[str, UnitObserved] = {}
-        self._secrets: dict[str, dict[str, str]] = {}
         self._wanted: dict[str, UnitSpec] = {}
         self._logs: dict[str, bytes] = {}
         self._faults: list[Fault] = []
