@@ -8,6 +8,7 @@ resolves by looking.
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,17 +18,19 @@ import sqlalchemy as sa
 
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.claims import (
+    DUPLICATE,
     Intent,
     claim,
     claims_of,
     close_intent,
+    hold_duplicate,
     intents_of,
     open_intent,
     release,
 )
-from groundcontrol.kernel.errors import Conflict, GroundError, OutcomeUnknown, Unavailable
-from groundcontrol.kernel.guard import Verdict, decide, held_paths
-from groundcontrol.kernel.plan import STORE, Change, Limit, Plan, Target
+from groundcontrol.kernel.errors import Claimed, Conflict, GroundError, OutcomeUnknown, Unavailable
+from groundcontrol.kernel.guard import Hold, Verdict, decide, holds_of
+from groundcontrol.kernel.plan import STORE, Change, Limit, Plan, Target, digest_of
 from groundcontrol.kernel.reconcile import Act, Look, Reconciler, Report, StoreWrite, store_key
 from groundcontrol.kernel.resource import Condition, Key, Resource, now, seconds
 from groundcontrol.kernel.store import Store
@@ -53,6 +56,12 @@ class Outcome:
     """Whether the next look should wait longer each time."""
     unreachable: bool = False
     """Whether a call outside got no answer; counts against the driver instance's breaker."""
+    answered: bool = False
+    """Whether a call outside was answered; closes the breaker."""
+
+
+class _Stale(Conflict):
+    """What was planned for is not what is there any more: plan again."""
 
 
 @dataclass
@@ -69,6 +78,10 @@ class _Turn:
     error: GroundError | None = None
     trace: str = ""
     foreign: tuple[str, ...] = ()
+    free_at: float | None = None
+    """When the first Run lets go of what it holds."""
+    twice: tuple[Target, ...] = ()
+    """What a repeated call made too much."""
 
     @property
     def key(self) -> Key:
@@ -86,10 +99,19 @@ class Turns:
         self.store, self.world, self.limits, self.settle = store, world, tuple(limits), settle
         self.crash_point: Callable[[str], None] = lambda where: None
         """Called before and after each durable write and outside call; the crash tests kill the process in it."""
+        self._started = store.clock()
+        self._lock = threading.Lock()
+        self._calling: dict[str, str] = {}
+        """Change key to owner uid, of calls that a turn of ours is at."""
+        self._last: dict[tuple[str, str], str] = {}
+        """What the last turn of each reconciler and resource did, if anything."""
+        i, c, h = tables.intents.c, tables.claims.c, tables.held.c
         with store.reading() as conn:
             # Every intent found at the start was left by a worker that is gone: this epoch has made none yet.
-            self._unresolved = {r.owner_uid for r in conn.execute(sa.select(tables.intents.c.owner_uid).distinct())}
-            self._holding = {r.owner_uid for r in conn.execute(sa.select(tables.held.c.owner_uid).distinct())}
+            self._pending = {r.owner_uid for r in conn.execute(sa.select(i.owner_uid).distinct())}
+            twice = sa.select(c.owner_uid).where(c.field == DUPLICATE).distinct()
+            self._twice = {r.owner_uid for r in conn.execute(twice)}
+            self._holding = {r.owner_uid for r in conn.execute(sa.select(h.owner_uid).distinct())}
 
     def turn(self, reconciler: AnyReconciler, key: Key) -> Outcome:
         """One turn. Never raises for what a reconciler or the world does wrong: that becomes the status."""
@@ -97,20 +119,23 @@ class Turns:
         if entry is None:
             return Outcome()
         look = Look(self.store, self.world, key, entry.uid)
-        resource: Resource | None = None
+        turn: _Turn | None = None
         try:
             resource = self.store.kinds.view(entry.doc)
-            waiting = self._resolve(look) if entry.uid in self._unresolved else ""
-            plan = Plan(waiting=waiting, again=0.2) if waiting else reconciler.plan(resource, look)
-            turn = _Turn(resource, plan)
-            if resource.deleting and reconciler.tears_down and not plan and self._finish(turn, look):
+            turn = _Turn(resource, self._resolve(look, resource.deleting) or reconciler.plan(resource, look))
+            turn.twice = self._made_twice(look)
+            if resource.deleting and reconciler.tears_down and not turn.plan and self._finish(turn, look):
                 return Outcome()
             self._begin(reconciler, turn)
             self._call(reconciler, turn)
-            report = reconciler.report(resource, plan, look)
+            try:
+                report = reconciler.report(resource, turn.plan, look)
+            except Exception:
+                self._end(reconciler, turn, Report(None))  # what was done outside is recorded even so
+                raise
             self._end(reconciler, turn, report)
-            return self._outcome(turn, report)
-        except Conflict as error:
+            return self._outcome(reconciler, turn, report)
+        except _Stale as error:
             log.debug("somebody else was first; planning again", extra={"key": str(key), "error": str(error)})
             return Outcome(again=0.02)
         except GroundError as error:
@@ -120,6 +145,13 @@ class Turns:
             trace = _trace(key, reconciler, error)
             self._stalled(reconciler, key, entry.uid, "Bug", f"unexpected error, trace {trace} in the server's log")
             return Outcome(failed=True)
+        finally:
+            if turn is not None and turn.intents:
+                with self._lock:
+                    # Whatever went wrong on the way, what is still open in the store is looked at by the next turn.
+                    self._pending.add(entry.uid)
+                    for _, change_key in turn.intents:
+                        self._calling.pop(change_key, None)
 
     # ── before the calls ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -140,9 +172,10 @@ class Turns:
             or current["metadata"]["generation"] != meta.generation
             or current["metadata"]["deletionTimestamp"] != meta.deletion_timestamp
         ):
-            raise Conflict(f"{turn.key} changed while it was planned")
-        turn.intents, turn.done, turn.refused = [], [], []
-        changes, turn.foreign = _not_held(turn.plan.changes, held_paths(tx.conn, meta.uid, tx.time))
+            raise _Stale(f"{turn.key} changed while it was planned")
+        holds = holds_of(tx.conn, meta.uid, tx.time)
+        changes, turn.foreign = _not_held(turn.plan.changes, holds)
+        turn.free_at = min((h.until for h in holds), default=None)
         scopes = list(dict.fromkeys(s for c in changes if c.destructive for s in _scopes(reconciler, turn, c, self)))
         turn.verdict = decide(tx, turn.key, meta.uid, changes, scopes, self.limits)
         for change in turn.verdict.allowed:
@@ -151,13 +184,22 @@ class Turns:
                     tx.attempt(lambda tx, change=change: self._apply_store(tx, reconciler, turn, change))  # type: ignore[misc]
                     turn.done.append(change)
                 else:
-                    if change.target.id:
-                        claim(tx, change.target, turn.key, meta.uid)
-                    turn.intents.append((change, open_intent(tx, change, turn.key, meta.uid)))
+                    turn.intents.append((change, self._announce(tx, turn, change)))
             except GroundError as error:
                 turn.refused.append((change, error.message))
                 turn.error = turn.error or error
         self._record(tx, reconciler, turn, turn.done, "done")
+
+    def _announce(self, tx: Tx, turn: _Turn, change: Change) -> str:
+        """Claim the target and say that a call may come; the change key."""
+        if change.target in turn.twice:
+            raise Claimed(f"{change.target} was made twice; a person removes what is too much")
+        if change.target.id:
+            claim(tx, change.target, turn.key, turn.uid)
+        change_key = open_intent(tx, change, turn.key, turn.uid)
+        with self._lock:
+            self._calling[change_key] = turn.uid
+        return change_key
 
     def _apply_store(self, tx: Tx, reconciler: AnyReconciler, turn: _Turn, change: Change) -> None:
         reconciler.authorise(tx, turn.resource, change)
@@ -183,11 +225,14 @@ class Turns:
     # ── the calls ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _call(self, reconciler: AnyReconciler, turn: _Turn) -> None:
+        failed = ""
         for change, change_key in turn.intents:
-            if turn.error is not None and isinstance(turn.error, Unavailable):
-                turn.refused.append((change, "not tried: the one before it got no answer"))
+            if failed and (failed == "no answer" or change.destructive or change.verb == "delete"):
+                # Nothing is taken away behind a change that did not come to be.
+                turn.refused.append((change, "not tried: the one before it failed"))
                 continue
             act = Act(self.store, self.world, change_key, change)
+            sent = True
             try:
                 self.crash_point("before call")
                 made = reconciler.apply(turn.resource, change, act)
@@ -197,16 +242,17 @@ class Turns:
                 turn.done.append(change)
             except OutcomeUnknown as error:
                 turn.unknown.append((change, change_key))
-                turn.error = error
+                turn.error, failed = error, "no answer"
             except GroundError as error:
                 turn.refused.append((change, error.message))
-                turn.error = turn.error or error
+                turn.error, sent = turn.error or error, False
+                failed = "no answer" if isinstance(error, Unavailable) else "refused"
                 self.world.failed(change.target.driver, error)
             except Exception as error:
                 turn.unknown.append((change, change_key))
                 turn.trace = _trace(turn.key, reconciler, error)
-                turn.error = GroundError(f"unexpected error, trace {turn.trace} in the server's log")
-            self.world.wrote(change.target, gone=change.verb == "delete")
+                turn.error, failed = GroundError(f"unexpected error, trace {turn.trace} in the server's log"), "refused"
+            self.world.wrote(change.target, gone=sent and change.verb == "delete")
 
     # ── after the calls ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -218,9 +264,8 @@ class Turns:
         self.crash_point("before end")
 
         def end(tx: Tx) -> None:
-            unknown = {key for _, key in turn.unknown}
-            for _, change_key in turn.intents:
-                close_intent(tx, change_key, unknown=change_key in unknown)
+            for change, change_key in turn.intents:
+                close_intent(tx, change_key, self._left_open(turn, change, change_key))
             if outside:
                 made = [c for c in turn.done if c.target.driver != STORE]
                 for change in made:
@@ -236,8 +281,15 @@ class Turns:
 
         self.store.write(end)
         self.crash_point("after end")
-        if turn.unknown:
-            self._unresolved.add(turn.uid)
+
+    def _left_open(self, turn: _Turn, change: Change, change_key: str) -> str:
+        """The state in which an intent is kept; empty when nothing is left to be seen."""
+        if any(key == change_key for _, key in turn.unknown):
+            return "unknown"
+        done = any(c is change or c == change for c in turn.done)
+        if change.verb == "create" and done:
+            return "answered" if self.world.instance(change.target.driver).fencing == "neither" else ""
+        return "answered" if change.verb == "create" or (change.verb == "delete" and done) else ""
 
     def _record(self, tx: Tx, reconciler: AnyReconciler, turn: _Turn, changes: Sequence[Change], outcome: str) -> None:
         for change in changes:
@@ -278,24 +330,41 @@ class Turns:
         if turn.foreign:
             message = "; ".join(turn.foreign)
             answers["HeldByRun"] = Condition(type="HeldByRun", status="True", reason="RunHolds", message=message)
+        if turn.twice:
+            message = f"made twice by a call without an answer, remove by hand: {', '.join(map(str, turn.twice))}"
+            answers["Duplicate"] = Condition(type="Duplicate", status="True", reason="MadeTwice", message=message)
         return _with_times(resource, found, list(answers.values()))
 
     def _set_status(self, tx: Tx, key: Key, uid: str, status: dict[str, Any]) -> None:
         old = tx.get(key)
         if old is None or not tx.set_status(key, uid, status):
             return
-        before = {c["type"]: c for c in old["status"].get("conditions", ())}
+        before = {c["type"]: c for c in (old.get("status") or {}).get("conditions", ())}
         for entry in status["conditions"]:
             if entry["type"] == "Ready" and before.get("Ready", {}).get("status") != entry["status"]:
                 reason = entry["reason"] or f"Ready{entry['status']}"
-                tx.event(key, uid, reason, entry["message"], warning=entry["status"] != "True")
+                # Only what was well and is not any more deserves a warning; starting and stopping do not.
+                lost = before.get("Ready", {}).get("status") == "True" and not old["metadata"]["deletionTimestamp"]
+                tx.event(key, uid, reason, entry["message"], warning=lost)
 
-    def _outcome(self, turn: _Turn, report: Report) -> Outcome:
+    def _outcome(self, reconciler: AnyReconciler, turn: _Turn, report: Report) -> Outcome:
         waits = [s for s in (report.again, turn.plan.again) if s is not None]
+        if turn.free_at is not None and turn.foreign:
+            waits.append(max(0.05, turn.free_at - self.store.clock()))
         again = min(waits) if waits else None
+        answered = any(c.target.driver != STORE for c in turn.done)
         if turn.error is not None:
-            return Outcome(again, failed=True, unreachable=isinstance(turn.error, Unavailable))
-        return Outcome(0.0 if turn.done else again)
+            self._last.pop((reconciler.name, turn.uid), None)
+            return Outcome(again, failed=True, unreachable=isinstance(turn.error, Unavailable), answered=answered)
+        if not turn.done:
+            self._last.pop((reconciler.name, turn.uid), None)
+            return Outcome(again)
+        did = digest_of(c.digest for c in turn.done)
+        if self._last.get((reconciler.name, turn.uid)) == did:
+            # The same once more, with nothing in between: it does not converge, and must not spin.
+            return Outcome(again, failed=True, answered=answered)
+        self._last[reconciler.name, turn.uid] = did
+        return Outcome(0.0, answered=answered)
 
     def _stalled(self, reconciler: AnyReconciler, key: Key, uid: str, reason: str, message: str) -> None:
         """Say in the status that this resource cannot be looked after; others go on."""
@@ -306,8 +375,9 @@ class Turns:
             old = tx.get(key)
             if old is None:
                 return
-            rest = [c for c in old["status"].get("conditions", ()) if c["type"] != "Ready"]
-            before = next((c for c in old["status"].get("conditions", ()) if c["type"] == "Ready"), None)
+            known = (old.get("status") or {}).get("conditions", ())
+            rest = [c for c in known if c["type"] != "Ready"]
+            before = next((c for c in known if c["type"] == "Ready"), None)
             truth = "Unknown" if reason in ("Unavailable", "OutcomeUnknown") else "False"
             ready = {
                 "type": "Ready",
@@ -319,7 +389,7 @@ class Turns:
                 else now(tx.time),
                 "observedGeneration": old["metadata"]["generation"],
             }
-            self._set_status(tx, key, uid, {**old["status"], "conditions": [ready, *rest]})
+            self._set_status(tx, key, uid, {**(old.get("status") or {}), "conditions": [ready, *rest]})
 
         try:
             self.store.write(write)
@@ -328,52 +398,113 @@ class Turns:
 
     # ── unknown outcomes, and the end of a resource ─────────────────────────────────────────────────────────────
 
-    def _resolve(self, look: Look) -> str:
-        """Settle intents whose outcome was never recorded; what is still waited for, or nothing."""
-        with self.store.reading() as conn:
-            intents = intents_of(conn, look.uid)
+    def _resolve(self, look: Look, deleting: bool) -> Plan | None:
+        """Settle calls whose outcome was never recorded; a plan that only waits while one cannot be settled yet."""
+        if look.uid not in self._pending:
+            return None
+        with self._lock, self.store.reading() as conn:
+            # What another turn is at right now is no business of this one.
+            intents = [i for i in intents_of(conn, look.uid) if i.key not in self._calling]
+            if not intents and look.uid not in self._calling.values():
+                self._pending.discard(look.uid)
         for intent in intents:
-            waiting = self._resolve_one(look, intent)
-            if waiting:
-                return waiting
-        self._unresolved.discard(look.uid)
-        return ""
+            if intent.state == "answered":
+                if not (deleting and intent.verb == "delete"):  # `_finish` looks at those
+                    self._confirm(look, intent)
+            elif wait := self._unsettled(look, intent):
+                target = intent.target
+                words = f"the outcome of {intent.verb} {target} is not known; waiting for a fresh look"
+                return Plan(waiting=f"{words} at {target.driver}", again=wait)
+        return None
 
-    def _resolve_one(self, look: Look, intent: Intent) -> str:
+    def _unsettled(self, look: Look, intent: Intent) -> float | None:
+        """Seconds until a call without an answer may be settled; None once it is."""
         target = intent.target
         instance = self.world.instance(target.driver)
-        settled = intent.opened + (self.settle if instance.fencing == "neither" else 0.0)
-        if look.now < settled or not self.world.refreshed(target.driver, max(settled, intent.opened)):
-            return f"the outcome of {intent.verb} {target} is not known; waiting for a fresh look at {target.driver}"
+        # A worker that is gone may have sent its call until we started.
+        sent = intent.opened if intent.epoch == self.store.epoch else max(intent.opened, self._started)
+        settled = sent + (self.settle if instance.fencing == "neither" else 0.0)
+        if look.now < settled:
+            return settled - look.now + 0.01
+        if not self.world.refreshed(target.driver, settled):
+            return 0.5
         found = instance.find(intent.key) if intent.verb == "create" else ()
+        self._settle(look, intent, found)
+        return None
 
+    def _confirm(self, look: Look, intent: Intent) -> None:
+        """See what an answered call came to: a thing that is not there is not owned, a second one is held."""
+        seen = look.seen(intent.target)
+        if seen.truth == "unknown":
+            return
+        instance = self.world.instance(intent.target.driver)
+        found: Sequence[tuple[str, str]] = ()
+        if intent.verb == "create" and instance.fencing == "neither":
+            if look.now < intent.opened + self.settle:
+                return
+            try:
+                found = instance.find(intent.key)
+            except GroundError:
+                return
+        self._settle(look, intent, found, gone=seen.truth == "absent")
+
+    def _settle(self, look: Look, intent: Intent, found: Sequence[tuple[str, str]], *, gone: bool = False) -> None:
         def settle(tx: Tx) -> None:
             close_intent(tx, intent.key)
-            for number, (type_, id_) in enumerate(found):
-                thing = Target(target.driver, type_, id_)
-                if number == 0:
-                    claim(tx, thing, look.key, look.uid)
+            if gone:
+                release(tx, intent.target, look.uid)
+            twice = claims_of(tx.conn, look.uid, duplicates=True)
+            mine = claims_of(tx.conn, look.uid)
+            things = [t for t in (Target(intent.target.driver, *f) for f in found) if t not in twice]
+            # The one we asked for, else the one we have already, else the first, is ours; the others are too many.
+            things.sort(key=lambda t: (t != intent.target, t not in mine))
+            for thing in things[:1]:
+                claim(tx, thing, look.key, look.uid)
+                if intent.state != "answered":
                     tx.event(look.key, look.uid, "FoundAgain", f"{thing} was made by a call that got no answer")
-                else:
-                    hold_for_removal(tx, thing, look.key, look.uid)
+            for thing in things[1:]:
+                hold_duplicate(tx, thing, look.key, look.uid)
+                message = f"{thing} was made twice by a call without an answer; remove it"
+                tx.event(look.key, look.uid, "Duplicate", message, warning=True)
+                self._twice.add(look.uid)
             outcome = "found" if found else "looked"
-            tx.audit("kernel", intent.verb, look.key, outcome, target=target._asdict(), change=intent.key)
+            target = intent.target._asdict()
+            tx.audit("kernel", intent.verb, look.key, outcome, target=target, change=intent.key)
 
         self.store.write(settle)
-        return ""
+
+    def _made_twice(self, look: Look) -> tuple[Target, ...]:
+        """What was made too often and is still there; what a person has removed is let go."""
+        if look.uid not in self._twice:
+            return ()
+        with self.store.reading() as conn:
+            known = claims_of(conn, look.uid, duplicates=True)
+        gone = [t for t in known if look.seen(t).truth == "absent"]
+
+        def let_go(tx: Tx) -> None:
+            for target in gone:
+                release(tx, target, look.uid)
+
+        if gone:
+            self.store.write(let_go)
+        if len(gone) == len(known):
+            self._twice.discard(look.uid)
+        return tuple(t for t in known if t not in gone)
 
     def _finish(self, turn: _Turn, look: Look) -> bool:
         """Let a deleted resource go once everything it had outside is confirmed gone; True when it went."""
-        if turn.plan.waiting or turn.plan.problems or self.store.children(turn.uid):
+        if turn.plan.waiting or turn.plan.problems or turn.twice or self.store.children(turn.uid):
             return False
         if any(look.seen(t).truth != "absent" for t in look.claims):
             return False
 
         def finish(tx: Tx) -> None:
-            for target in claims_of(tx.conn, turn.uid):
-                release(tx, target, turn.uid)
-            tx.conn.execute(sa.delete(tables.held).where(tables.held.c.owner_uid == turn.uid))
-            tx.conn.execute(sa.delete(tables.holds).where(tables.holds.c.owner_uid == turn.uid))
+            claims = claims_of(tx.conn, turn.uid)
+            left = [i for i in intents_of(tx.conn, turn.uid) if i.state != "answered" or i.verb != "delete"]
+            if left or not claims.keys() <= look.claims.keys() or self.store.children(turn.uid):
+                raise _Stale(f"something was made for {turn.key} meanwhile")
+            for table in (tables.claims, tables.intents):
+                tx.conn.execute(sa.delete(table).where(table.c.owner_uid == turn.uid))
             tx.audit("kernel", "finalize", turn.key)
             tx.event(turn.key, turn.uid, "Gone", "everything it had is gone")
             tx.finalize(turn.key, turn.uid)
@@ -384,27 +515,17 @@ class Turns:
         return True
 
 
-def hold_for_removal(tx: Tx, thing: Target, owner: Key, owner_uid: str) -> None:
-    """A second thing made by a repeated call: owned, and named on the timeline for a person to remove."""
-    claim(tx, thing, owner, owner_uid)
-    tx.event(
-        owner, owner_uid, "Duplicate", f"{thing} was made twice by a call without an answer; remove it", warning=True
-    )
-
-
 def _scopes(reconciler: AnyReconciler, turn: _Turn, change: Change, turns: Turns) -> Any:
     return reconciler.scopes(turn.resource, change, turns.store)
 
 
-def _not_held(changes: Sequence[Change], held: dict[str, str]) -> tuple[list[Change], tuple[str, ...]]:
+def _not_held(changes: Sequence[Change], holds: Sequence[Hold]) -> tuple[list[Change], tuple[str, ...]]:
     """The changes that touch no field a Run has its hands on, and words about those that do."""
-    if not held:
-        return list(changes), ()
     free, foreign = [], []
     for change in changes:
-        by = [who for path, who in held.items() if path == "*" or any(f.startswith(path) for f in change.fields)]
+        by = next((h for h in holds if h.touches(change)), None)
         if by:
-            foreign.append(f"{change.verb} {change.target} waits for {by[0]}")
+            foreign.append(f"{change.verb} {change.target} waits for run {by.run} until {now(by.until)}")
         else:
             free.append(change)
     return free, tuple(foreign)

@@ -546,8 +546,6 @@ def _ready(resource: Instance, seen: Seen, steady: float) -> Any:
             return (last.status, last.reason, last.message) if last else ("False", "Starting", "it is being made")
         return ("Unknown", seen.reason, seen.message)
     if seen.truth == "absent":
-        if _completed(resource):
-            return ("True", "Completed", "it ran and ended well")
         return ("False", "Starting", "it is being made")
     unit: UnitObserved = seen.item
     if unit.state == "exited":
