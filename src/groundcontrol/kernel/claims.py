@@ -45,7 +45,12 @@ class Intent(NamedTuple):
     epoch: int
     opened: float
     state: str
-    """`open` (a worker is at it, or died at it) or `unknown` (sent, no answer)."""
+    """`open` (a worker is at it, or died at it), `unknown` (sent, no answer) or `answered` (what it came to is still
+    to be seen; the next turns go on)."""
+
+
+DUPLICATE = "!duplicate"
+"""The field of a claim that marks a thing made twice: held for a person to remove."""
 
 
 def claim(tx: Tx, target: Target, owner: Key, owner_uid: str, field: str = "") -> None:
@@ -60,15 +65,24 @@ def claim(tx: Tx, target: Target, owner: Key, owner_uid: str, field: str = "") -
 
 
 def release(tx: Tx, target: Target, owner_uid: str, field: str = "") -> None:
-    """Let go of a thing that was confirmed gone."""
-    tx.conn.execute(_where_claim(sa.delete(_c), target, field).where(_c.c.owner_uid == owner_uid))
+    """Let go of one field of a thing, or, without a field, of all of a thing that was confirmed gone."""
+    of_thing = (_c.c.driver == target.driver, _c.c.type == target.type, _c.c.id == target.id)
+    statement = sa.delete(_c).where(*of_thing, _c.c.owner_uid == owner_uid)
+    tx.conn.execute(statement.where(_c.c.field == field) if field else statement)
 
 
-def claims_of(conn: sa.Connection, owner_uid: str) -> dict[Target, Claim]:
-    """What a resource owns outside."""
-    rows = conn.execute(sa.select(_c).where(_c.c.owner_uid == owner_uid).order_by(_c.c.since))
-    found = (Claim(Target(r.driver, r.type, r.id), r.field, r.owner, r.owner_uid, r.since) for r in rows)
-    return {c.target: c for c in found}
+def hold_duplicate(tx: Tx, target: Target, owner: Key, owner_uid: str) -> None:
+    """A second thing made by a repeated call is owned, and nobody but a person removes it."""
+    claim(tx, target, owner, owner_uid)
+    claim(tx, target, owner, owner_uid, DUPLICATE)
+
+
+def claims_of(conn: sa.Connection, owner_uid: str, *, duplicates: bool = False) -> dict[Target, Claim]:
+    """What a resource owns outside; or what was made twice for it."""
+    rows = conn.execute(sa.select(_c).where(_c.c.owner_uid == owner_uid).order_by(_c.c.since)).all()
+    found = [Claim(Target(r.driver, r.type, r.id), r.field, r.owner, r.owner_uid, r.since) for r in rows]
+    twice = {c.target for c in found if c.field == DUPLICATE}
+    return {c.target: c for c in found if (c.target in twice) == duplicates}
 
 
 def owners_at(conn: sa.Connection, driver: str) -> dict[tuple[str, str], str]:
@@ -107,12 +121,18 @@ def open_intent(tx: Tx, change: Change, owner: Key, owner_uid: str) -> str:
     return key
 
 
-def close_intent(tx: Tx, key: str, *, unknown: bool = False) -> None:
-    """The call is over: its outcome is known and recorded, or it is not known."""
-    if unknown:
-        tx.conn.execute(sa.update(_i).where(_i.c.key == key).values(state="unknown", opened=tx.time))
+def close_intent(tx: Tx, key: str, state: str = "") -> None:
+    """The call is over: its outcome is known and recorded, or kept as `unknown` or `answered`."""
+    if state:
+        tx.conn.execute(sa.update(_i).where(_i.c.key == key).values(state=state, opened=tx.time, epoch=tx.store.epoch))
     else:
         tx.conn.execute(sa.delete(_i).where(_i.c.key == key))
+
+
+def being_made(conn: sa.Connection, driver: str) -> frozenset[tuple[str, str]]:
+    """(type, id) of what calls without a recorded outcome may not have made, or may have removed."""
+    rows = conn.execute(sa.select(_i.c.type, _i.c.id).where(_i.c.driver == driver, _i.c.verb.in_(("create", "delete"))))
+    return frozenset((r.type, r.id) for r in rows)
 
 
 def intents_of(conn: sa.Connection, owner_uid: str) -> tuple[Intent, ...]:

@@ -28,6 +28,8 @@ _h, _a, _s, _o = tables.held, tables.approvals, tables.spent, tables.holds
 
 APPROVAL_LASTS = 86_400.0
 """Seconds for which an approved digest stands."""
+REFUSAL_LASTS = 3650 * 86_400.0
+"""A refusal stands until somebody approves after all."""
 
 
 class Scope(NamedTuple):
@@ -59,7 +61,7 @@ def decide(
     tx: Tx, owner: Key, owner_uid: str, changes: Sequence[Change], scopes: Sequence[Scope], limits: Iterable[Limit]
 ) -> Verdict:
     """Sort the changes of one plan into allowed and held, spend the budget of what is allowed, record what is held."""
-    risky = [c for c in changes if c.destructive]
+    risky = list({c.digest: c for c in changes if c.destructive}.values())
     previous = {
         r.digest: r.since
         for r in tx.conn.execute(sa.select(_h.c.digest, _h.c.since).where(_h.c.owner_uid == owner_uid))
@@ -68,65 +70,76 @@ def decide(
         tx.conn.execute(sa.delete(_h).where(_h.c.owner_uid == owner_uid))
     if not risky:
         return Verdict(tuple(changes))
-    passed, refusal = _answered(tx, owner_uid, risky, scopes)
-    rest = [c for c in risky if c.digest not in passed]
-    over = _exceeded(tx, rest, scopes, limits) if rest else None
-    if over is None:
-        _spend(tx, owner_uid, rest, scopes)
+    limits = tuple(limits)
+    passed, refused = _answered(tx, owner_uid, risky, scopes, limits)
+    rest = [c for c in risky if c.digest not in passed and c.digest not in refused]
+    waiting = {c.digest: (c, *refused[c.digest]) for c in risky if c.digest in refused}
+    if over := _exceeded(tx, owner_uid, rest, scopes, limits):
+        waiting |= {c.digest: (c, *over) for c in rest}
+    else:
+        _spend(tx, owner_uid, rest, {s.id for s in scopes})
+    if not waiting:
         return Verdict(tuple(changes))
-    scope, reason = over
-    reason = refusal or reason
-    for change in rest:
+    for change, scope, reason in waiting.values():
         tx.conn.execute(
             sa.insert(_h).values(
                 owner_uid=owner_uid,
                 digest=change.digest,
-                scope=scope.id,
+                scope=scope,
                 owner=str(owner),
                 change=msgspec.json.encode(change.as_dict(str(owner))),
                 reason=reason,
                 since=previous.get(change.digest, tx.time),
             )
         )
-    held = {c.digest for c in rest}
-    if not held <= previous.keys():
-        tx.event(owner, owner_uid, "Held", f"{len(rest)} changes wait for approval: {reason}", warning=True)
-    return Verdict(tuple(c for c in changes if c.digest not in held), tuple(rest), scope.id, reason)
+    _, scope, reason = next(iter(waiting.values()))
+    if not waiting.keys() <= previous.keys():
+        tx.event(owner, owner_uid, "Held", f"{len(waiting)} changes wait for approval: {reason}", warning=True)
+    held = tuple(c for c, _, _ in waiting.values())
+    return Verdict(tuple(c for c in changes if not c.destructive or c.digest not in waiting), held, scope, reason)
 
 
-def _answered(tx: Tx, owner_uid: str, risky: list[Change], scopes: Sequence[Scope]) -> tuple[set[str], str]:
-    """Digests that may pass because they were counted or approved before; and what a person said against the rest."""
-    digests = {c.digest for c in risky}
-    passed = {
-        r.digest
-        for r in tx.conn.execute(
-            sa.select(_s.c.digest).where(_s.c.owner_uid == owner_uid, _s.c.digest.in_(digests)).distinct()
-        )
-    }
-    refusal = ""
-    rows = tx.conn.execute(sa.select(_a).where(_a.c.scope.in_([s.id for s in scopes])).order_by(_a.c.at)).all()
-    refused: set[str] = set()
+def _answered(
+    tx: Tx, owner_uid: str, risky: list[Change], scopes: Sequence[Scope], limits: Sequence[Limit]
+) -> tuple[set[str], dict[str, tuple[str, str]]]:
+    """Digests that pass because they were counted in this window or approved; and the refused ones with scope and
+    words. What an approval lets pass is counted too, so that what comes on top of it is beyond the limit."""
+    by_digest, ids = {c.digest: c for c in risky}, {s.id for s in scopes}
+    window = max((limit.window for limit in limits), default=0.0)
+    counted: dict[str, set[str]] = {}
+    rows = tx.conn.execute(sa.select(_s).where(_s.c.owner_uid == owner_uid, _s.c.digest.in_(list(by_digest)))).all()
     for row in rows:
-        if row.until < tx.time:
-            continue
-        named = digests & set(msgspec.json.decode(row.digests))
+        if row.at > tx.time - window or row.scope.startswith("approval:"):
+            counted.setdefault(row.scope, set()).add(row.digest)
+    passed = {d for scope, digests in counted.items() if scope in ids for d in digests}
+    refused: dict[str, tuple[str, str]] = {}
+    answers = tx.conn.execute(sa.select(_a).where(_a.c.scope.in_(ids), _a.c.until >= tx.time).order_by(_a.c.at))
+    for row in answers.all():
         if row.state == "refused":
-            refused |= named
-            refusal = f"refused by {row.subject}: {row.reason}" if named else refusal
-        elif row.verb:
-            fits = [c for c in risky if c.verb == row.verb and c.digest not in passed][: row.remaining]
-            if fits:
-                tx.conn.execute(sa.update(_a).where(_a.c.id == row.id).values(remaining=row.remaining - len(fits)))
-                _spend(tx, owner_uid, fits, [Scope("approval", row.id, 0)])
-                passed |= {c.digest for c in fits}
+            for digest in by_digest.keys() & set(msgspec.json.decode(row.digests)):
+                refused[digest] = (row.scope, f"refused by {row.subject}: {row.reason}")
+                passed.discard(digest)
+            continue
+        before = counted.get(f"approval:{row.id}", set())
+        if row.verb:
+            able = [d for d, c in by_digest.items() if c.verb == row.verb and d not in passed | before]
+            named = {d for d in able if d not in refused}
+            named = set(sorted(named)[: row.remaining])
+            tx.conn.execute(sa.update(_a).where(_a.c.id == row.id).values(remaining=row.remaining - len(named)))
         else:
-            passed |= named
-            refused -= named
-    return passed - refused, refusal if refused else ""
+            named = by_digest.keys() & set(msgspec.json.decode(row.digests)) - before
+        _spend(tx, owner_uid, [by_digest[d] for d in named], ids | {f"approval:{row.id}"})
+        passed |= named | (before & by_digest.keys())
+        refused = {d: why for d, why in refused.items() if d not in named | before}
+    return passed, refused
 
 
-def _exceeded(tx: Tx, rest: list[Change], scopes: Sequence[Scope], limits: Iterable[Limit]) -> tuple[Scope, str] | None:
-    for limit in limits:
+def _exceeded(
+    tx: Tx, owner_uid: str, rest: list[Change], scopes: Sequence[Scope], limits: Sequence[Limit]
+) -> tuple[str, str] | None:
+    """The scope in which these would be too many, and why. What is held there already passes as one or not at all:
+    a wrong selector must not trickle through window by window."""
+    for limit in limits if rest else ():
         for scope in scopes:
             if scope.scope != limit.scope:
                 continue
@@ -135,21 +148,34 @@ def _exceeded(tx: Tx, rest: list[Change], scopes: Sequence[Scope], limits: Itera
                     _s.c.scope == scope.id, _s.c.at > tx.time - limit.window
                 )
             ).scalar_one()
+            wanted = len(rest) + _held_beside(tx, owner_uid, scope.id, limit.count)
             # What was deleted in the window was there when it opened, so the share is taken of what there was then.
-            if reason := over_limit(limit, scope.value, Spent(int(used), scope.total + int(used)), len(rest)):
-                return scope, reason
+            if reason := over_limit(limit, scope.value, Spent(int(used), scope.total + int(used)), wanted):
+                return scope.id, reason
     return None
 
 
-def _spend(tx: Tx, owner_uid: str, changes: Iterable[Change], scopes: Sequence[Scope]) -> None:
+def _held_beside(tx: Tx, owner_uid: str, scope: str, most: int) -> int:
+    """How many changes of others wait in this scope for an answer, counted up to a bit more than `most`."""
+    answered = tx.conn.execute(sa.select(_a.c.digests).where(_a.c.scope == scope, _a.c.until >= tx.time)).all()
+    known = {d for r in answered for d in msgspec.json.decode(r.digests)}
+    here = sa.select(_h.c.digest).where(_h.c.scope == scope, _h.c.owner_uid != owner_uid)
+    rows = tx.conn.execute(here.limit(most + 1 + len(known))).all()
+    return sum(r.digest not in known for r in rows)
+
+
+def _spend(tx: Tx, owner_uid: str, changes: Iterable[Change], scopes: set[str]) -> None:
     rows = [
         {"scope": scope, "digest": c.digest, "owner_uid": owner_uid, "weight": 1, "at": tx.time}
         for c in changes
-        for scope in {s.id for s in scopes}
+        for scope in scopes
     ]
-    if rows:
-        tx.conn.execute(sa.insert(_s), rows)
-        tx.conn.execute(sa.delete(_s).where(_s.c.at < tx.time - 7 * 86_400))
+    if not rows:
+        return
+    mine = sa.delete(_s).where(_s.c.owner_uid == owner_uid, _s.c.digest.in_({r["digest"] for r in rows}))
+    tx.conn.execute(mine.where(_s.c.scope.in_(scopes)))
+    tx.conn.execute(sa.insert(_s), rows)
+    tx.conn.execute(sa.delete(_s).where(_s.c.at < tx.time - 8 * 86_400))
 
 
 # ── what people see and answer ──────────────────────────────────────────────────────────────────────────────────
@@ -215,7 +241,8 @@ def _answer(tx: Tx, scope: str, digest: str, state: str, subject: str, reason: s
             f"plan {scope} is not the one you saw; it now has {len(rows)} changes, digest {plan['digest']}; look again"
         )
     digests = msgspec.json.encode(sorted({r.digest for r in rows}))
-    _record(tx, scope, state, subject, reason, digests=digests, until=tx.time + APPROVAL_LASTS)
+    lasts = APPROVAL_LASTS if state == "approved" else REFUSAL_LASTS
+    _record(tx, scope, state, subject, reason, digests=digests, until=tx.time + lasts)
     return Answer({**plan, "state": state}, tuple({r.owner_uid for r in rows}))
 
 
@@ -293,11 +320,30 @@ def unhold(tx: Tx, run: str) -> tuple[str, ...]:
     return uids
 
 
+class Hold(NamedTuple):
+    """A field on which a Run has its hands."""
+
+    path: str
+    run: str
+    until: float
+
+    def touches(self, change: Change) -> bool:
+        """Whether a change would touch it. What makes or removes the whole thing touches every field."""
+        if self.path == "*" or not change.fields or change.destructive or change.verb in ("create", "delete"):
+            return True
+        return any(f == self.path or f.startswith((f"{self.path}.", f"{self.path}[")) for f in change.fields)
+
+
+def holds_of(conn: sa.Connection, owner_uid: str, at: float) -> tuple[Hold, ...]:
+    """What Runs hold of one resource now."""
+    rows = conn.execute(sa.select(_o).where(_o.c.owner_uid == owner_uid, _o.c.until > at).order_by(_o.c.path))
+    return tuple(Hold(r.path, r.run, r.until) for r in rows)
+
+
 def held_paths(conn: sa.Connection, owner_uid: str, at: float | None = None) -> dict[str, str]:
     """Field path to the Run that holds it, for one resource."""
-    at = time.time() if at is None else at
-    rows = conn.execute(sa.select(_o).where(_o.c.owner_uid == owner_uid, _o.c.until > at))
-    return {r.path: f"run {r.run} until {now(r.until)}" for r in rows}
+    found = holds_of(conn, owner_uid, time.time() if at is None else at)
+    return {h.path: f"run {h.run} until {now(h.until)}" for h in found}
 
 
 class PlanBoard:

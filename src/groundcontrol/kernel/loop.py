@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import sqlalchemy as sa
+import msgspec
 
-from groundcontrol.kernel import tables
-from groundcontrol.kernel.claims import owners_at
+from groundcontrol.kernel.claims import being_made, owners_at
 from groundcontrol.kernel.errors import GroundError
 from groundcontrol.kernel.plan import STORE
 from groundcontrol.kernel.reconcile import Reconciler
@@ -44,7 +43,9 @@ class Pace:
 
     workers: int = 16
     in_flight: int = 4
-    """Turns under way at once per driver instance."""
+    """Turns under way at once per driver instance; never more than half of the workers."""
+    patience: float = 10.0
+    """A turn that takes longer gets its worker replaced, so that calls that hang do not use up the pool."""
     resync: float = 300.0
     """Everything is looked at at least this often."""
     backoff: float = 0.5
@@ -69,6 +70,9 @@ class _Item:
     dirty: int | None = None
     """The priority of what was heard while it ran."""
     due: float = 0.0
+    then: int = RESYNC
+    """The priority it gets when it is due."""
+    began: float = 0.0
     failures: int = 0
 
 
@@ -76,9 +80,15 @@ class _Item:
 class _Shard:
     limit: int
     ready: tuple[deque[tuple[int, _Item]], ...] = field(default_factory=lambda: (deque(), deque(), deque()))
+    offered: list[bool] = field(default_factory=lambda: [False, False, False])
+    """Whether it stands in the line of a priority."""
     in_flight: int = 0
     failures: int = 0
     open_until: float = 0.0
+    """0 while the breaker is closed; later than now: nothing is tried; else one at a time is."""
+
+    def has_room(self, at: float) -> bool:
+        return self.in_flight < (1 if self.open_until else self.limit) and self.open_until <= at
 
     def waiting(self) -> int:
         return sum(len(q) for q in self.ready)
@@ -111,14 +121,18 @@ class Controller:
         """Prefix of a driver instance's name to the kind that stands for it: {"site": "Site"}."""
         self._items: dict[tuple[str, Key], _Item] = {}
         self._shards: dict[str, _Shard] = {}
-        self._turnable: deque[str] = deque()
+        self._lines: tuple[deque[str], ...] = (deque(), deque(), deque())
+        """Per priority the shards that have something ready and room, each once: they take turns."""
+        self._takes = itertools.count(1)
+        self._running: dict[_Item, None] = {}
+        self._workers, self._workers_wanted = 0, pace.workers
         self._timers: list[tuple[float, int, _Item]] = []
         self._numbers = itertools.count(1)
         self._seen: dict[Key, tuple[Any, ...]] = {}
         self._lock = threading.Lock()
         # Two kinds of waiters need two conditions: `notify` on a shared one could wake the wrong kind, and be lost.
         self._work_ready, self._timer_set = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._stopping = False
+        self._started = self._stopping = False
         self._threads: list[threading.Thread] = []
         self.turn_count = 0
 
@@ -127,17 +141,30 @@ class Controller:
     def start(self) -> None:
         """Listen, queue everything once, and begin to work."""
         self._subscription = self.store.subscribe()
+        self._started = True
         for kind in self._by_kind:
             for entry in self.store.entries(kind):
                 self._seen[entry.key] = _intent_of(entry.doc)
                 for reconciler in self._by_kind[kind]:
                     self.enqueue(reconciler, entry.key, RESYNC)
-        targets: list[tuple[str, Callable[[], None]]] = [("pump", self._pump), ("timer", self._tick)]
-        targets += [(f"turn-{n}", self._work) for n in range(self.pace.workers)]
-        for name, target in targets:
-            thread = threading.Thread(target=target, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._spawn("pump", self._pump)
+        self._spawn("timer", self._tick)
+        with self._lock:
+            self._staff(self._clock())
+
+    def _spawn(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _staff(self, at: float) -> None:
+        """As many workers as wanted, besides those that hang in a call."""
+        stuck = sum(at - item.began > self.pace.patience for item in self._running)
+        self._workers_wanted = self.pace.workers + stuck
+        while self._workers < self._workers_wanted:
+            self._workers += 1
+            self._spawn(f"turn-{self._workers}", self._work)
+        self._threads = [t for t in self._threads if t.is_alive()]
 
     def stop(self, timeout: float = 10.0) -> None:
         """Take no new turns; wait for those under way."""
@@ -145,6 +172,8 @@ class Controller:
             self._stopping = True
             self._work_ready.notify_all()
             self._timer_set.notify_all()
+        if not self._started:
+            return
         self._subscription.close()
         deadline = time.monotonic() + timeout
         for thread in self._threads:
@@ -205,7 +234,7 @@ class Controller:
         if delay > 0:
             due = self._clock() + delay
             if not item.queued and (not item.due or due < item.due or item.due <= self._clock()):
-                item.due = due
+                item.due, item.then = due, priority
                 heapq.heappush(self._timers, (due, next(self._numbers), item))
                 if self._timers[0][2] is item:
                     self._timer_set.notify_all()
@@ -220,42 +249,56 @@ class Controller:
     def _shard(self, name: str) -> _Shard:
         shard = self._shards.get(name)
         if shard is None:
-            limit = self.pace.workers if name == STORE else self.pace.in_flight
+            limit = self.pace.workers if name == STORE else min(self.pace.in_flight, max(1, self.pace.workers // 2))
             shard = self._shards[name] = _Shard(limit)
         return shard
 
     def _offer(self, name: str, shard: _Shard) -> None:
-        if shard.in_flight < shard.limit and shard.waiting():
-            self._turnable.append(name)
-            self._work_ready.notify()
+        """Let the shard stand in line, once per priority, when it has something ready and room."""
+        if not shard.has_room(self._clock()):
+            return  # whoever makes room offers it again
+        for priority, ready in enumerate(shard.ready):
+            if ready and not shard.offered[priority]:
+                shard.offered[priority] = True
+                self._lines[priority].append(name)
+                self._work_ready.notify()
 
     def _take(self) -> _Item | None:
-        """The next item whose shard has room; None when stopping. Shards take turns."""
+        """The next item whose shard has room; None when this worker is to end."""
         with self._lock:
-            while not self._stopping:
-                for _ in range(len(self._turnable)):
-                    name = self._turnable.popleft()
-                    shard = self._shards[name]
-                    limit = shard.limit if shard.open_until == 0 else 1
-                    if shard.in_flight >= limit or shard.open_until > self._clock():
-                        continue
-                    item = self._pop(shard)
-                    if item is None:
-                        continue
-                    shard.in_flight += 1
-                    item.queued, item.running = False, True
-                    self._offer(name, shard)
-                    return item
+            while not self._stopping and self._workers <= self._workers_wanted:
+                # Now and then the lowest goes first, so that a storm at the top starves nobody.
+                lines = (PERSON, WORLD, RESYNC) if next(self._takes) % 8 else (RESYNC, WORLD, PERSON)
+                for priority in lines:
+                    if item := self._first(priority):
+                        return item
                 self._work_ready.wait()
+            self._workers -= 1
             return None
 
+    def _first(self, priority: int) -> _Item | None:
+        line = self._lines[priority]
+        while line:
+            name = line.popleft()
+            shard = self._shards[name]
+            shard.offered[priority] = False
+            if not shard.has_room(self._clock()):
+                continue
+            item = self._pop(shard.ready[priority])
+            if item is not None:
+                shard.in_flight += 1
+                item.queued, item.running, item.began = False, True, self._clock()
+                self._running[item] = None
+                self._offer(name, shard)
+                return item
+        return None
+
     @staticmethod
-    def _pop(shard: _Shard) -> _Item | None:
-        for ready in shard.ready:
-            while ready:
-                ticket, item = ready.popleft()
-                if item.queued and item.ticket == ticket and not item.running:
-                    return item
+    def _pop(ready: deque[tuple[int, _Item]]) -> _Item | None:
+        while ready:
+            ticket, item = ready.popleft()
+            if item.queued and item.ticket == ticket and not item.running:
+                return item
         return None
 
     # ── threads ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -284,13 +327,15 @@ class Controller:
             with self._lock:
                 item.shard, item.dirty = shard, item.priority
             return Outcome()
-        self.turn_count += 1
+        with self._lock:
+            self.turn_count += 1
         return self.turns.turn(item.reconciler, item.key)
 
     def _settle(self, item: _Item, name: str, outcome: Outcome) -> None:
         shard = self._shards[name]
         shard.in_flight -= 1
         item.running = False
+        self._running.pop(item, None)
         self._break(name, shard, outcome)
         dirty, item.dirty = item.dirty, None
         if self.store.entry(item.key) is None and dirty is None:
@@ -313,7 +358,7 @@ class Controller:
         if name == STORE:
             return
         if not outcome.unreachable:
-            if not outcome.failed:
+            if outcome.answered:
                 shard.failures, shard.open_until = 0, 0.0
             return
         shard.failures += 1
@@ -331,7 +376,12 @@ class Controller:
                     due, _, item = heapq.heappop(self._timers)
                     if item.due == due and not item.queued:
                         item.due = 0.0
-                        self._put(item, RESYNC if not item.failures else WORLD, 0.0)
+                        self._put(item, item.then, 0.0)
+                self._staff(at)
+                if len(self._timers) > 10_000 + 4 * len(self._items):
+                    # Entries that an earlier look has overtaken.
+                    self._timers = [t for t in self._timers if t[2].due == t[0] and not t[2].queued]
+                    heapq.heapify(self._timers)
                 breakers = [s.open_until for s in self._shards.values() if s.open_until]
                 for name, shard in self._shards.items():
                     if shard.open_until and shard.open_until <= at:
@@ -349,8 +399,6 @@ class Controller:
                     log.exception("cannot follow an event", extra={"key": str(event.key)})
 
     def _heard(self, event: Event) -> None:
-        import msgspec
-
         doc: Doc = msgspec.json.decode(event.raw)
         intent = _intent_of(doc)
         news = event.type == "ADDED" or self._seen.get(event.key) != intent
@@ -393,10 +441,7 @@ class Controller:
         """What the store says is at a driver instance, without what a call still under way may not have made."""
         with self.store.reading() as conn:
             owners = owners_at(conn, name)
-            making = conn.execute(
-                sa.select(tables.intents.c.type, tables.intents.c.id).where(tables.intents.c.driver == name)
-            ).all()
-        return frozenset(owners.keys() - {(r.type, r.id) for r in making})
+            return frozenset(owners.keys() - being_made(conn, name))
 
 
 def _intent_of(doc: Doc) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ approved; anything added does not.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class Change:
     warning: bool = False
     """The timeline entry is a warning, for example because somebody had changed something by hand."""
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         return _digest([self._parts()])
 

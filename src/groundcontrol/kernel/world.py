@@ -376,6 +376,7 @@ class Observer:
             if not base.reachable:
                 self._another(base)
                 continue
+            began = time.monotonic()
             try:
                 reached = self.instance.wait(base.sequence, watching.wait)
             except Exception as error:
@@ -389,6 +390,8 @@ class Observer:
                 with self._lock:  # nothing changed until now; what was listed meanwhile knows better
                     if self.snapshot is base:
                         self.snapshot = replace(base, ended=self._world.clock())
+                if time.monotonic() - began < 0.1:
+                    self._stopping.wait(0.1)  # one that does not really wait must not spin
             else:
                 self.poke()
                 self._another(base)
