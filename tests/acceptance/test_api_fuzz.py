@@ -104,5 +104,5 @@ def test_made_up_calls_find_nothing(served: tuple[Installation, str, Path], pers
     )  # fmt: skip
     report = re.sub(re.escape(token), "TOKEN", done.stdout)
     print(f"{person}: {EXAMPLES} examples per operation in {time.monotonic() - begun:.0f} s")
-    print(report[-30_000:])
-    assert done.returncode == 0, report[-20_000:] + done.stderr[-2000:]
+    print(*(line[:400] for line in report.splitlines()), sep="\n")
+    assert done.returncode == 0, f"see the report above{done.stderr[-2000:]}"

@@ -39,7 +39,7 @@ from groundcontrol.kernel.rights import (
 from groundcontrol.kernel.store import Entry, Store
 from groundcontrol.kernel.tx import Tx
 
-__all__ = ["ACCESS_KINDS", "BUILT_IN", "KINDS", "READING", "SCOPES", "VERBS", "Access", "Subject"]
+__all__ = ["ACCESS_KINDS", "BUILT_IN", "KINDS", "READING", "SCOPES", "VERBS", "Access", "Hidden", "Subject"]
 
 GROUP = r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
 
@@ -202,6 +202,14 @@ def _matching(text: str, pattern: str, wanted: str) -> str:
 
 EVERYWHERE = Where(True, frozenset(), frozenset(), frozenset(), frozenset())
 EVERYTHING = Right(Allowed(frozenset("*"), frozenset("*")), EVERYWHERE, "")
+
+
+class Hidden(NotFound):
+    """NotFound, because the subject may not know of it; nobody can tell it from the other."""
+
+    @property
+    def reason(self) -> str:
+        return "NotFound"
 
 
 class Access:
@@ -381,10 +389,10 @@ class Access:
         """NotFound for what the subject may not know of, else Forbidden; neither names anything of other tenants."""
         kind, namespace, name = key
         if namespace and not any(r.where.anywhere or namespace in r.where.selected for r in rights):
-            return NotFound(f"there is no Namespace {namespace}")
+            return Hidden(f"there is no Namespace {namespace}")
         hidden = name and verb != "create" and not _any(rights, "get", kind, namespace, name, labels)
         if hidden and any(r.covers("get", kind) and self._reaches(r, kind, namespace) for r in rights):
-            return NotFound(f"there is no {key}")
+            return Hidden(f"there is no {key}")
         what = str(key) if name else f"{kind} in namespace {namespace}" if namespace else f"{kind}, platform-wide"
         if not _in_scope(subject, verb, kind):
             return Forbidden(f"your token may not {verb} {what}: its scope lacks {_scope_of(verb, kind)!r}")

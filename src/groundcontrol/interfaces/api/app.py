@@ -24,6 +24,7 @@ from groundcontrol.interfaces.api.operation import Call, Operation, Pool, Server
 from groundcontrol.interfaces.api.refusals import WINDOW, Refusals
 from groundcontrol.interfaces.api.table import operations
 from groundcontrol.interfaces.api.watch import Hub
+from groundcontrol.kernel.access import Hidden
 from groundcontrol.kernel.errors import Forbidden, GroundError, NotFound, Unauthenticated
 from groundcontrol.kernel.resource import Key, did_you_mean
 from groundcontrol.kernel.rights import Subject
@@ -122,7 +123,7 @@ class OnePath:
                 call.signed_in(subject)
             return await operation.handle(call)
         except GroundError as error:
-            if isinstance(error, Forbidden) and subject is not None:
+            if isinstance(error, (Forbidden, Hidden)) and subject is not None:
                 self._refused(request, operation, subject, error)
             return failure(error)
         except Exception:
@@ -138,7 +139,7 @@ class OnePath:
 
     def _refused(self, request: Request, operation: Operation, subject: Subject, error: GroundError) -> None:
         path = request.path_params
-        key = Key(operation.tag, str(path.get("namespace", "")), str(path.get("name") or path.get("id") or ""))
+        key = Key(operation.kind, str(path.get("namespace", "")), str(path.get("name") or path.get("id") or ""))
         peer = request.client.host if request.client else ""
         self._server.refusals.note(subject.name, operation.verb or operation.id, key, error, peer)
 

@@ -118,9 +118,7 @@ def members(value: Any, known: Iterable[str], required: Iterable[str] = ()) -> d
 
 def text(value: dict[str, Any], name: str, longest: int = 4096) -> str:
     """An optional member that is text; empty when missing."""
-    found = value.get(name)
-    if found is None:
-        return ""
+    found = value.get(name, "")
     if not isinstance(found, str) or len(found) > longest:
         raise Invalid(problems=(Problem(f"{name} is not text of at most {longest} characters", name),))
     return found

@@ -83,10 +83,7 @@ class Wish:
     @property
     def expected(self) -> int:
         """The resourceVersion it must still have; 0 when that does not matter."""
-        found = self.raw["metadata"].get("resourceVersion") or 0
-        if not isinstance(found, int) or isinstance(found, bool) or found < 0:
-            raise Invalid(problems=(Problem("resourceVersion is a number", "metadata.resourceVersion"),))
-        return found
+        return int(self.raw["metadata"].get("resourceVersion", 0))
 
 
 def wish(kinds: Kinds, raw: Any, kind: str = "", namespace: str = "", name: str = "") -> Wish:
@@ -115,6 +112,11 @@ def wish(kinds: Kinds, raw: Any, kind: str = "", namespace: str = "", name: str 
     if not isinstance(found, str) or found not in kinds:
         kinds.parse(raw)  # says what is wrong with it
         raise Invalid(problems=(Problem("kind is missing", "kind"),))
+    version, uid = raw["metadata"].get("resourceVersion", 0), raw["metadata"].get("uid", "")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise Invalid(problems=(Problem("resourceVersion is a number", "metadata.resourceVersion"),))
+    if not isinstance(uid, str):
+        raise Invalid(problems=(Problem("uid is text", "metadata.uid"),))
     place, called = raw["metadata"].get("namespace") or "", raw["metadata"].get("name") or ""
     if not (isinstance(place, str) and isinstance(called, str)):
         raise Invalid(problems=(Problem("name and namespace are text", "metadata"),))

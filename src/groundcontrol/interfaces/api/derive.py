@@ -51,7 +51,7 @@ def _of_kind(kind: type[Resource]) -> Iterator[Operation]:
     everywhere = f"{API}/{info.plural}"
     place = f"{API}/namespaces/{{namespace}}/{info.plural}" if info.namespaced else everywhere
     one = f"{place}/{{name}}"
-    row = partial(Operation, tag=info.plural)
+    row = partial(Operation, tag=info.plural, kind=name)
     listed = {200: ref(f"{name}List")}
     if info.namespaced:
         yield row(
@@ -79,8 +79,8 @@ def _of_kind(kind: type[Resource]) -> Iterator[Operation]:
             yield log_operation(name, one, info.plural)
         else:
             yield row("POST", f"{one}/actions/{verb}", f"{_camel(verb)}{name}", about=f"{verb}, one of its actions.",
-                      handle=partial(_act, name, verb), body=ref("ActionInput"), answers={200: OBJECT},
-                      verb=verb)  # fmt: skip
+                      handle=partial(_act, name, verb), body=ref("ActionInput"), body_optional=True,
+                      answers={200: OBJECT}, verb=verb)  # fmt: skip
 
 
 def _camel(verb: str) -> str:

@@ -263,9 +263,31 @@ async def _audit(call: Call) -> Response:
 async def _ledger(call: Call) -> Response:
     known = ("dataset", "from", "to", "where", "group", "measure", "limit")
     question = await call.json_object(*known, required=("dataset",))
+    _check_question(question)
     call.backend.access.require_list(call.subject, "list", "Ledger")
     ledger = call.backend.ledger
     if ledger is None:
         raise Unavailable("this server keeps no ledger; it was assembled without one")
     namespaces = call.backend.access.namespaces(call.subject, "list", "Ledger")
     return encoded(await call.blocking(lambda: ledger.query(question, namespaces)))
+
+
+def _check_question(question: Doc) -> None:
+    """Its shape; what it means is the ledger's to judge."""
+    texts = [n for n in ("dataset", "from", "to") if not isinstance(question.get(n, ""), str)]
+    lists = [
+        n
+        for n in ("group", "measure")
+        if not (isinstance(found := question.get(n, []), list) and all(isinstance(m, str) for m in found))
+    ]
+    limit = question.get("limit", 1)
+    problems = [Problem(f"{n} is text", n) for n in texts]
+    problems += [Problem(f"{n} is a list of texts", n) for n in lists]
+    if not question["dataset"]:
+        problems.append(Problem("dataset is empty", "dataset"))
+    if not isinstance(question.get("where", {}), dict):
+        problems.append(Problem("where is an object of field to value", "where"))
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        problems.append(Problem("limit is a number from 1 on", "limit"))
+    if problems:
+        raise Invalid(problems=tuple(problems))

@@ -28,7 +28,7 @@ def log_operation(kind: str, one: str, tag: str) -> Operation:
     """`GET …/{name}/log` of a kind whose actions have `log`."""
     return Operation(
         "GET", f"{one}/log", f"log{kind}", tag, "What it wrote, as text.", partial(_log, kind), QUERY,
-        answers={200: None}, answer_media="text/plain", verb="log",
+        answers={200: None}, answer_media="text/plain", kind=kind, verb="log",
     )  # fmt: skip
 
 

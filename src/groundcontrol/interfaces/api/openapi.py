@@ -71,7 +71,7 @@ def _described(operation: Operation) -> Schema:
         found["security"] = []
     if operation.body is not None:
         found["requestBody"] = {"content": _content(operation.media, operation.body)}
-        found["requestBody"]["required"] = bool(operation.body) and operation.body != ref("ActionInput")
+        found["requestBody"]["required"] = bool(operation.body) and not operation.body_optional
     return found
 
 
@@ -81,7 +81,7 @@ def _refusals(operation: Operation) -> Iterable[int]:
             continue
         if status in (409, 413) and operation.method == "GET":
             continue
-        if status == 410 and operation.id != "watch":
+        if status == 410 and not {"since", "notOlderThan"} & {p.name for p in operation.query}:
             continue
         yield status
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from groundcontrol.interfaces.api import body
-from groundcontrol.kernel.errors import Invalid, OutcomeUnknown, Problem, Unavailable
+from groundcontrol.kernel.errors import Invalid, OutcomeUnknown, Problem, TooOld, Unavailable
 from groundcontrol.kernel.resource import Key, did_you_mean
 from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.tx import Tx
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Schema = Mapping[str, Any]
+FAR_AHEAD = 100_000
+"""Events beyond the last one that may still be on their way to this server; more are of another history."""
 WRITE_TIMEOUT = 30.0
 """Seconds to wait for a commit before saying that its outcome is not known."""
 
@@ -38,7 +40,7 @@ class Param:
     default: Any = None
     least: int = 0
     most: int = (1 << 53) - 1
-    longest: int = 4096
+    longest: int = 1024
     pattern: str = ""
 
     @property
@@ -94,6 +96,7 @@ class Operation:
     handle: Handler
     query: tuple[Param, ...] = ()
     body: Schema | None = None
+    body_optional: bool = False
     media: str = "application/json"
     """Media type of the request's body."""
     answers: Mapping[int, Schema | None] = field(default_factory=dict)
@@ -101,6 +104,7 @@ class Operation:
     answer_media: str = "application/json"
     public: bool = False
     """Needs no token."""
+    kind: str = ""
     verb: str = ""
     """The verb access rules know it by, for people who read the description."""
 
@@ -159,7 +163,9 @@ class Call:
     async def not_older_than(self, number: int | None) -> None:
         """Wait until the cache has that event; Unavailable when it does not come."""
         store = self.backend.store
-        for _ in range(100):
+        if number is not None and number > store.sequence + FAR_AHEAD:
+            raise TooOld(f"event {number} is not of this history (we are at {store.sequence}); list again")
+        for _ in range(25):
             if number is None or store.sequence >= number:
                 return
             await asyncio.sleep(0.02)

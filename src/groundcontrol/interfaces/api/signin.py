@@ -18,6 +18,7 @@ from groundcontrol.kernel.rights import SCOPES
 from groundcontrol.kernel.tx import Tx
 
 SHORTEST_LIFE = 60
+MISSING = object()
 
 
 def operations() -> Iterator[Operation]:
@@ -30,7 +31,7 @@ def operations() -> Iterator[Operation]:
                     _tokens, answers={200: ref("TokenList")})  # fmt: skip
     yield Operation("POST", f"{API}/tokens", "createToken", "signing in",
                     "A new token; it is shown this once. It can do no more than the one you ask with.", _create,
-                    body=ref("TokenInput"), answers={201: ref("NewToken")})  # fmt: skip
+                    body=ref("TokenInput"), body_optional=True, answers={201: ref("NewToken")})  # fmt: skip
     yield Operation("DELETE", f"{API}/tokens/{{id}}", "revokeToken", "signing in", "Revoke a token now.", _revoke,
                     answers={200: ref("Revoked")})  # fmt: skip
     yield Operation("PUT", f"{API}/accounts/{{name}}/password", "setPassword", "signing in",
@@ -39,7 +40,7 @@ def operations() -> Iterator[Operation]:
 
 
 def _scope(given: Any, own: frozenset[str]) -> frozenset[str]:
-    if given is None:
+    if given is MISSING:
         return own
     if not isinstance(given, list) or not given or not all(isinstance(s, str) and s in SCOPES for s in given):
         raise Invalid(problems=(Problem(f"scope is a list of {', '.join(sorted(SCOPES))}", "scope"),))
@@ -47,7 +48,7 @@ def _scope(given: Any, own: frozenset[str]) -> frozenset[str]:
 
 
 def _expires(given: Any, otherwise: float) -> float:
-    if given is None:
+    if given is MISSING:
         return otherwise
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not SHORTEST_LIFE <= given <= MOST:
         problem = Problem(f"expires is a number of seconds from {SHORTEST_LIFE} to {MOST:.0f}", "expires")
@@ -62,7 +63,7 @@ def _issued(token: Issued, status: int) -> Response:
 async def _login(call: Call) -> Response:
     given = await call.json_object("user", "password", "expires", "scope", "description", required=("user", "password"))
     user, password = body.text(given, "user", 63), body.text(given, "password", 1024)
-    scope, expires = _scope(given.get("scope"), SCOPES), _expires(given.get("expires"), LASTS)
+    scope, expires = _scope(given.get("scope", MISSING), SCOPES), _expires(given.get("expires", MISSING), LASTS)
     description, accounts = body.text(given, "description", 200), call.backend.accounts
     try:
         issued = await call.server.passwords.run(
@@ -93,7 +94,10 @@ async def _create(call: Call) -> Response:
     subject, accounts = call.subject, call.backend.accounts
     if not subject.scope & {"write", "admin"}:
         raise Forbidden("your token may not make tokens: its scope lacks 'write'")
-    scope, expires = _scope(given.get("scope"), subject.scope), _expires(given.get("expires"), 30 * DAY)
+    scope, expires = (
+        _scope(given.get("scope", MISSING), subject.scope),
+        _expires(given.get("expires", MISSING), 30 * DAY),
+    )
     more = sorted(scope - subject.scope)
     if more and "admin" not in subject.scope:
         raise Forbidden(f"a token can hand on no more than its own scope; yours lacks {', '.join(more)}")
