@@ -184,7 +184,14 @@ class Resource(Model):
     @classmethod
     def view(cls, doc: Mapping[str, Any]) -> Self:
         """A typed view of a stored document; fields of a newer version are passed over (the document keeps them)."""
-        return cls.model_validate(doc, extra="ignore")
+        try:
+            return cls.model_validate(doc, extra="ignore")
+        except ValidationError as error:
+            # Stored before a rule became stricter. Nothing may be decided from a guess at it.
+            wrong = tuple(Problem(*_explain(e, cls)) for e in error.errors(include_url=False))
+            told = "; ".join(str(p) for p in wrong[:3])
+            message = f"{key_of(doc)} as it is stored does not fit {cls.version}: {told}; apply it with that field given"
+            raise Invalid(message, problems=wrong) from None
 
     def as_doc(self) -> Doc:
         return self.model_dump(mode="json", by_alias=True)
