@@ -11,7 +11,6 @@ from groundcontrol.demo.observer import Recorder, Unit, Wanted, branch_head, run
 from tests.demo.conftest import NOW, THEN, Doc, FakeApi, Stage, document
 
 FILE = "message.txt"
-UNIT = {"driver": "site/bari", "type": "unit", "id": "u"}
 WEB = Wanted("alpha/web", "http", 8080, version="1", says="hello")
 ECHO = Wanted("beta/echo", "tcp", 7000, version="1")
 PAIR = Wanted("alpha/archive", "http", 8080, replicas=2, version="1", says="archive", apart=True)

@@ -367,13 +367,16 @@ class Observer:
     def on_timeline(self, name: str, after: int, words: Collection[str] = (), warning: bool = True) -> Reasons:
         """The timeline has an entry younger than number `after` about a service or its instances, with these words."""
         namespace, _, short = name.partition("/")
-        for seq, entry in self.facts("events").items():
-            about = entry.get("namespace") == namespace and str(entry.get("name", "")).startswith(short)
+        others = []
+        for seq, entry in sorted(self.facts("events").items()):
+            if seq <= after or entry["namespace"] != namespace or not str(entry["name"]).startswith(short):
+                continue
             text = json.dumps(entry)
-            kind = not warning or entry.get("type") == "Warning"
-            if seq > after and about and kind and all(word in text for word in words):
+            if (not warning or entry["type"] == "Warning") and all(word in text for word in words):
                 return []
-        return [f"the timeline has no {'warning' if warning else 'entry'} about {name} {' '.join(words)}".rstrip()]
+            others.append(f"{entry['type']} {entry['reason']} {', '.join(entry.get('fields') or {})}".rstrip())
+        what = " ".join(("warning" if warning else "entry", f"about {name}", *words))
+        return [f"the timeline has no {what}, only: {'; '.join(others) or 'nothing'}"]
 
     # -------------------------------------------------------------------------------------- drift
 
