@@ -13,11 +13,10 @@ import sqlalchemy as sa
 from groundcontrol.assembly import kinds
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.accounts import Accounts, ensure_admin
-from groundcontrol.kernel.errors import Invalid, NotFound, Unauthenticated, Unavailable
+from groundcontrol.kernel.errors import NotFound, Unauthenticated, Unavailable
 from groundcontrol.kernel.ledger import Ledger
 from groundcontrol.kernel.resource import API_VERSION
 from groundcontrol.kernel.runtime import DATASETS
-from groundcontrol.kernel.secrets import Sealed
 from groundcontrol.kernel.settings import load
 from groundcontrol.kernel.store import Store
 from groundcontrol.programs import admin
@@ -81,8 +80,6 @@ def test_a_lost_administrator_is_made_anew(place: Path, given: Any) -> None:
     ("words", "way"),
     [
         (["password", "root"], "PUT http://127.0.0.1:8440/api/v1/accounts/root/password"),
-        (["secret", "set", "alpha", "git/token"], "sealed while it is stopped"),
-        (["secret", "delete", "alpha", "git/token"], "sealed while it is stopped"),
         (["ledger", "export", "audit", "--directory", "out"], "POST /api/v1/ledger/query"),
     ],
 )
@@ -95,37 +92,6 @@ def test_a_running_server_is_not_gone_behind(place: Path, given: Any, words: lis
             admin.main(words)
     finally:
         store.close()
-
-
-def test_secrets_are_sealed_listed_and_forgotten(place: Path, given: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    given("hunter2\n")
-    assert admin.main(["secret", "set", "alpha", "git/token"]) == 0
-    store = opened(place)
-    with store.reading() as conn:
-        row = conn.execute(sa.select(tables.sealed)).one()
-    # Listing only reads: it may look while a server runs.
-    capsys.readouterr()
-    assert admin.main(["secret", "list", "alpha"]) == 0
-    store.close()
-    assert capsys.readouterr().out == "git/token\n"
-    assert b"hunter2" not in row.ciphertext
-    value = Sealed(place / "data" / "seal.key").unseal("alpha", "git", "token", row.ciphertext.decode())
-    assert value.reveal() == "hunter2"
-    assert b"hunter2" not in (place / "data" / "ground.db").read_bytes()
-    assert admin.main(["secret", "delete", "alpha", "git/token"]) == 0
-    with pytest.raises(NotFound, match="has no secret git/token"):
-        admin.main(["secret", "delete", "alpha", "git/token"])
-
-
-def test_what_is_no_secret_is_refused(place: Path, given: Any) -> None:
-    given("x")
-    with pytest.raises(Invalid, match="NAME/KEY"):
-        admin.main(["secret", "set", "alpha", "token"])
-    with pytest.raises(NotFound, match='did you mean "alpha"'):
-        admin.main(["secret", "set", "alpa", "git/token"])
-    given("")
-    with pytest.raises(Invalid, match="empty"):
-        admin.main(["secret", "set", "alpha", "git/token"])
 
 
 def test_the_ledger_is_exported_by_month(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
-"""`ground admin`: what is done on the server's own machine: reference pages, passwords, secrets, files of the ledger.
+"""`ground admin`: what is done on the server's own machine: reference pages, passwords, files of the ledger.
 
-Passwords, secrets and the ledger are worked on in the data directory, under the lock a server holds too: never behind
+Passwords and the ledger are worked on in the data directory, under the lock a server holds too: never behind
 the back of one that runs. What can be done through the running server is said in the refusal.
 """
 
@@ -15,19 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from groundcontrol.assembly import kinds
-from groundcontrol.kernel import tables
-from groundcontrol.kernel.accounts import Accounts, ensure_admin
-from groundcontrol.kernel.errors import GroundError, Invalid, NotFound, Unavailable
+from groundcontrol.kernel.accounts import LONGEST, Accounts, ensure_admin
+from groundcontrol.kernel.errors import Invalid, NotFound, Unavailable
 from groundcontrol.kernel.ledger import Ledger
 from groundcontrol.kernel.resource import Key, did_you_mean
 from groundcontrol.kernel.runtime import DATASETS
-from groundcontrol.kernel.secrets import MAX_BYTES, Resolver, Sealed, parse
 from groundcontrol.kernel.settings import Settings, load
 from groundcontrol.kernel.store import Store
-from groundcontrol.kernel.tx import Tx
 
 SUBJECT = "operator:local"
 """Who the audit names: whoever may read and write the data directory."""
@@ -62,20 +57,6 @@ def _parser() -> argparse.ArgumentParser:
         "--make-admin", action="store_true", help="make the account when it is missing, and give it the role admin"
     )
     password.set_defaults(act=_password)
-
-    secret = commands.add_parser("secret", help="sealed secrets that resources of a namespace may name")
-    verbs = secret.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, act, help_ in (
-        ("set", _secret_set, "seal what is on standard input (or typed) as NAME/KEY"),
-        ("list", _secret_list, "the names of the secrets of a namespace; no values"),
-        ("delete", _secret_delete, "forget a secret"),
-    ):
-        one = verbs.add_parser(verb, help=help_)
-        one.add_argument("namespace", metavar="NAMESPACE")
-        if verb != "list":
-            one.add_argument("name", metavar="NAME/KEY", help="resources say secret:NAME/KEY")
-        one.set_defaults(act=act)
-        _config(one)
 
     ledger = commands.add_parser("ledger", help="the ledger's files")
     actions = ledger.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -147,7 +128,7 @@ def _typed(what: str) -> str:
             raise Invalid("the two are not the same; nothing was changed")
         text = first
     else:
-        text = sys.stdin.read(MAX_BYTES + 1).removesuffix("\n")
+        text = sys.stdin.read(LONGEST + 2).removesuffix("\n")
     if not text:
         raise Invalid(f"{what} is empty; give it on standard input")
     return text
@@ -167,84 +148,6 @@ def _password(options: argparse.Namespace) -> int:
             Accounts(store).set_password(options.user, password)
         store.write(lambda tx: tx.audit(SUBJECT, "set-password", Key("Account", "", options.user)))
     print(f"the password of {options.user} is set; tokens it had are revoked")
-    return 0
-
-
-# ── secrets ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_STOP = "Secrets are sealed while it is stopped: services go on running meanwhile, nothing looks after them"
-_s = tables.sealed
-
-
-def _place(options: argparse.Namespace) -> tuple[str, str, str]:
-    """(namespace, name, key) of a secret."""
-    try:
-        reference = parse(f"secret:{options.name}")
-    except GroundError:
-        raise Invalid(f"{options.name!r} is not NAME/KEY, for example git/token") from None
-    return options.namespace, reference.name, reference.key
-
-
-def _at(place: tuple[str, str, str]) -> sa.ColumnElement[bool]:
-    return sa.and_(_s.c.namespace == place[0], _s.c.name == place[1], _s.c.key == place[2])
-
-
-def _known_namespace(store: Store, namespace: str) -> None:
-    known = [e.key.name for e in store.entries("Namespace")]
-    if namespace not in known:
-        raise NotFound(f"there is no Namespace {namespace}{did_you_mean(namespace, known)}")
-
-
-def _secret_set(options: argparse.Namespace) -> int:
-    place, settings = _place(options), load(options.config)
-    namespace, name, key = place
-    with _stopped(settings, _STOP) as store:
-        _known_namespace(store, namespace)
-        value = _typed(f"Value of {name}/{key}")
-        own = settings.secrets.key
-        sealed = Sealed(Resolver(None).resolve(own) if own else Path(settings.data) / "seal.key")
-        ciphertext = sealed.seal(namespace, name, key, value).encode()
-
-        def act(tx: Tx) -> None:
-            tx.conn.execute(sa.delete(_s).where(_at(place)))
-            tx.conn.execute(sa.insert(_s).values(namespace=namespace, name=name, key=key, ciphertext=ciphertext))
-            tx.audit(SUBJECT, "set-secret", Key("Secret", namespace, f"{name}/{key}"))
-
-        store.write(act)
-    print(f"sealed; resources of {namespace} may say secret:{name}/{key}")
-    return 0
-
-
-def _secret_delete(options: argparse.Namespace) -> int:
-    place, settings = _place(options), load(options.config)
-    namespace, name, key = place
-
-    def act(tx: Tx) -> None:
-        if not tx.conn.execute(sa.delete(_s).where(_at(place))).rowcount:
-            raise NotFound(f"namespace {namespace} has no secret {name}/{key}; `ground admin secret list` shows them")
-        tx.audit(SUBJECT, "delete-secret", Key("Secret", namespace, f"{name}/{key}"))
-
-    with _stopped(settings, _STOP) as store:
-        store.write(act)
-    print(f"deleted; what was started with {name}/{key} keeps it until it is started anew")
-    return 0
-
-
-def _secret_list(options: argparse.Namespace) -> int:
-    database = Path(load(options.config).data) / "ground.db"
-    if not database.exists():
-        raise NotFound(f"there is no installation in {database.parent}; `ground serve` makes it")
-    # Only reads: it may look while a server runs.
-    engine = sa.create_engine(f"sqlite:///file:{database}?mode=ro&uri=true")
-    try:
-        with engine.connect() as conn:
-            rows = conn.execute(
-                sa.select(_s.c.name, _s.c.key).where(_s.c.namespace == options.namespace).order_by(_s.c.name, _s.c.key)
-            ).all()
-    finally:
-        engine.dispose()
-    for row in rows:
-        print(f"{row.name}/{row.key}")
     return 0
 
 

@@ -47,7 +47,7 @@ def commands_page(made: str) -> str:
         lines += ["", f"## {title}"]
         for name, lazy in section.items():
             if name in PROGRAMS:
-                lines += _program(name, lazy.help)
+                lines += _parser(parser_of(name), f"ground {name}", lazy.help, 3)
                 continue
             command = cli.get_command(root, name)
             assert command is not None
@@ -98,7 +98,9 @@ def _row(option: str, meaning: str) -> str:
 # ── programs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _program(name: str, about: str) -> Iterator[str]:
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of a command that is a program of its own."""
+
     def stop(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _Found(parser)
 
@@ -107,12 +109,11 @@ def _program(name: str, about: str) -> Iterator[str]:
     argparse.ArgumentParser.parse_args = stop  # type: ignore[method-assign, assignment]
     try:
         main([])
-        raise GroundError(f"{PROGRAMS[name]}.main does not parse its words")
     except _Found as found:
-        parser = found.parser
+        return found.parser
     finally:
         argparse.ArgumentParser.parse_args = parses  # type: ignore[method-assign]
-    yield from _parser(parser, f"ground {name}", about, 3)
+    raise GroundError(f"{PROGRAMS[name]}.main does not parse its words")
 
 
 def _parser(parser: argparse.ArgumentParser, path: str, about: str, depth: int) -> Iterator[str]:
