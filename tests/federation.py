@@ -37,7 +37,7 @@ class Federation:
         drivers = {"memory": self._connect}
         return Runtime(self.settings, CAPABILITIES, drivers, lambda _: self.repositories)
 
-    def _connect(self, name: str, endpoint: str, secret: str, options: dict[str, Any]) -> HostInstance:
+    def _connect(self, name: str, *_: Any) -> HostInstance:
         return HostInstance(self.host(name))
 
     def host(self, name: str) -> MemoryHost:

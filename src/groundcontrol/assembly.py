@@ -24,7 +24,9 @@ CAPABILITIES = (
 )
 
 
-def _local(instance: str, endpoint: str, secret: str, options: dict[str, Any]) -> HostInstance:
+def _local(instance: str, endpoint: str, secret: str, options: dict[str, Any], longest: float) -> HostInstance:
+    if endpoint.startswith("http"):
+        options = {"change": longest, **options}
     return HostInstance(local.connect(instance, endpoint, secret, options=options))
 
 

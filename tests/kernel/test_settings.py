@@ -87,7 +87,7 @@ def test_all_errors_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> Non
     assert by_path["dat"] == (1, 'did you mean "data"?')
     assert by_path["log.level"] == (3, "for example `level: info`")
     assert by_path["log.formt"] == (4, 'did you mean "format"?')
-    assert by_path["loop.workers"] == (6, "for example `workers: 8`")
+    assert by_path["loop.workers"] == (6, "for example `workers: 16`")
     assert by_path["limits.1.scope"][0] == 9
     assert by_path["limits.1.coutn"] == (9, 'did you mean "count"?')
     assert by_path["limits.1.count"] == (9, "add it")
@@ -179,3 +179,18 @@ def test_ipv6_addresses_are_written_in_brackets(tmp_path: Path) -> None:
 def test_days_fall_back_to_the_rule_for_all(tmp_path: Path) -> None:
     ledger = load(write(tmp_path, "ledger: {keepDays: 10, retentionDays: {audit: 0}}\n")).ledger
     assert (ledger.days("audit"), ledger.days("probes")) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("loop: {workers: 8, inFlight: 5}", "one slow site could hold them all"),
+        ("observe: {waitSeconds: 10, staleAfterSeconds: 15}", "a quiet site would count as silent"),
+    ],
+)
+def test_values_that_do_not_fit_one_another_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    config = tmp_path / "ground.yaml"
+    config.write_text(text)
+    with pytest.raises(Invalid) as refused:
+        load(config)
+    assert said in str(refused.value)

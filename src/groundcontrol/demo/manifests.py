@@ -111,7 +111,7 @@ accounts:
     password: {json.dumps(f"file:{place.password}")}
 observe:
   # Here a site counts as unreachable after seconds, so that the story can be watched.
-  waitSeconds: 2
+  waitSeconds: 1
   staleAfterSeconds: 3
 secrets:
   # What Source and Sites name as secret:NAME/KEY.

@@ -42,8 +42,8 @@ PLATFORM = "platform"
 """Namespace of what belongs to the platform itself: incidents about sites, secrets of Sources and Sites."""
 KEEP_FACTS = 50_000
 """Facts kept in the store after they were shipped, for the timeline and the audit pages."""
-Connect = Callable[[str, str, str, dict[str, Any]], Any]
-"""(driver instance, endpoint, secret, options) to a `DriverInstance`."""
+Connect = Callable[[str, str, str, dict[str, Any], float], Any]
+"""(driver instance, endpoint, secret, options, longest call in seconds) to a `DriverInstance`."""
 
 _WHO = {"kind": "text", "namespace": "text", "name": "text", "subject": "text"}
 DATASETS = (
@@ -117,7 +117,7 @@ class Runtime:
         self.store.finalizers = frozenset(r.kind.__name__ for r in self.reconcilers if r.tears_down)
         self.turns = RunTurns(self.store, self.world, self.limits)
         pace = Pace(
-            workers=max(loop.workers, 2),
+            workers=loop.workers,
             in_flight=loop.in_flight,
             resync=loop.resync_seconds,
             backoff=loop.backoff_first_seconds,
@@ -213,7 +213,7 @@ class Runtime:
             root.mkdir(exist_ok=True)
             root.chmod(0o711)
             options["root"] = str(root / name)
-        return connect(name, endpoint, secret, options)
+        return connect(name, endpoint, secret, options, self.settings.loop.call_seconds)
 
     def reconciler(self, name: str) -> Any:
         """A reconciler by name."""

@@ -109,7 +109,7 @@ def _default_limits() -> list[LimitSettings]:
 class LoopSettings(Model):
     """How resources are looked at and changes are made."""
 
-    workers: Annotated[int, Field(ge=1, le=256)] = 8
+    workers: Annotated[int, Field(ge=2, le=256)] = 16
     """Threads that look and act."""
     resync_seconds: Seconds = 300.0
     """Every resource is looked at again after this time, even when nothing is known to have changed."""
@@ -117,8 +117,9 @@ class LoopSettings(Model):
     """Wait after a first failure; each further one doubles it."""
     backoff_max_seconds: Seconds = 300.0
     """The longest wait after a failure."""
-    in_flight: Annotated[int, Field(ge=1, le=256)] = 8
-    """Calls to one driver instance at the same time, so that one slow site cannot hold every worker."""
+    in_flight: Annotated[int, Field(ge=1, le=256)] = 4
+    """Calls to one driver instance at the same time, so that one slow site cannot hold every worker; less than half of
+    them."""
     call_seconds: Seconds = 30.0
     """A call to the world that has not answered by then counts as failed."""
     breaker_failures: Count = 5
@@ -130,19 +131,28 @@ class LoopSettings(Model):
     def _in_order(self) -> Self:
         if self.backoff_first_seconds > self.backoff_max_seconds:
             raise ValueError("backoffFirstSeconds is longer than backoffMaxSeconds")
+        if self.in_flight * 2 > self.workers:
+            raise ValueError("inFlight is more than half of workers: one slow site could hold them all")
         return self
 
 
 class ObserveSettings(Model):
     """How the world is looked at, and when what was seen is believed."""
 
-    wait_seconds: Seconds = 10.0
-    """How long a look waits for a listing under way; what is not known by then is said to be unknown."""
+    wait_seconds: Seconds = 5.0
+    """How long a site may take to say that there is no news, before it is asked again; less than half of
+    staleAfterSeconds."""
     stale_after_seconds: Seconds = 15.0
-    """A listing older than this is made again before anything is decided from it."""
+    """What was not heard of for this long is Unknown."""
     vanished_share: Share = 0.5
     """When more than this share of what was there vanishes at once, nothing of it is believed: a dead cell must not
     look like deleted servers."""
+
+    @model_validator(mode="after")
+    def _heard_in_time(self) -> Self:
+        if self.wait_seconds * 2 > self.stale_after_seconds:
+            raise ValueError("waitSeconds is more than half of staleAfterSeconds: a quiet site would count as silent")
+        return self
 
 
 class EventSettings(Model):
