@@ -82,6 +82,8 @@ class _Turn:
     """When the first Run lets go of what it holds."""
     twice: tuple[Target, ...] = ()
     """What a repeated call made too much."""
+    confirm_in: float | None = None
+    """Seconds until an answered call is to be looked at again."""
 
     @property
     def key(self) -> Key:
@@ -122,7 +124,9 @@ class Turns:
         turn: _Turn | None = None
         try:
             resource = self.store.kinds.view(entry.doc)
-            turn = _Turn(resource, self._resolve(look, resource.deleting) or reconciler.plan(resource, look))
+            blocked, confirm_in = self._resolve(look, resource.deleting)
+            plan = reconciler.plan(resource, look) if blocked is None else blocked
+            turn = _Turn(resource, plan, confirm_in=confirm_in)
             turn.twice = self._made_twice(look)
             if resource.deleting and reconciler.tears_down and not turn.plan and self._finish(turn, look):
                 return Outcome()
@@ -348,7 +352,7 @@ class Turns:
                 tx.event(key, uid, reason, entry["message"], warning=lost)
 
     def _outcome(self, reconciler: AnyReconciler, turn: _Turn, report: Report) -> Outcome:
-        waits = [s for s in (report.again, turn.plan.again) if s is not None]
+        waits = [s for s in (report.again, turn.plan.again, turn.confirm_in) if s is not None]
         if turn.free_at is not None and turn.foreign:
             waits.append(max(0.05, turn.free_at - self.store.clock()))
         again = min(waits) if waits else None
@@ -398,24 +402,26 @@ class Turns:
 
     # ── unknown outcomes, and the end of a resource ─────────────────────────────────────────────────────────────
 
-    def _resolve(self, look: Look, deleting: bool) -> Plan | None:
-        """Settle calls whose outcome was never recorded; a plan that only waits while one cannot be settled yet."""
+    def _resolve(self, look: Look, deleting: bool) -> tuple[Plan | None, float | None]:
+        """Settle calls whose outcome was never recorded: a plan that only waits while one cannot be settled yet, and
+        seconds until an answered one wants another look."""
         if look.uid not in self._pending:
-            return None
+            return None, None
         with self._lock, self.store.reading() as conn:
             # What another turn is at right now is no business of this one.
             intents = [i for i in intents_of(conn, look.uid) if i.key not in self._calling]
             if not intents and look.uid not in self._calling.values():
                 self._pending.discard(look.uid)
+        waits: list[float] = []
         for intent in intents:
             if intent.state == "answered":
-                if not (deleting and intent.verb == "delete"):  # `_finish` looks at those
-                    self._confirm(look, intent)
+                if not (deleting and intent.verb == "delete") and (wait := self._confirm(look, intent)):
+                    waits.append(wait)  # (`_finish` looks at the others)
             elif wait := self._unsettled(look, intent):
                 target = intent.target
                 words = f"the outcome of {intent.verb} {target} is not known; waiting for a fresh look"
-                return Plan(waiting=f"{words} at {target.driver}", again=wait)
-        return None
+                return Plan(waiting=f"{words} at {target.driver}", again=wait), None
+        return None, min(waits, default=None)
 
     def _unsettled(self, look: Look, intent: Intent) -> float | None:
         """Seconds until a call without an answer may be settled; None once it is."""
@@ -429,24 +435,30 @@ class Turns:
         if not self.world.refreshed(target.driver, settled):
             return 0.5
         found = instance.find(intent.key) if intent.verb == "create" else ()
-        self._settle(look, intent, found)
+        truth = look.seen(target).truth
+        if truth == "unknown" and intent.verb in ("create", "delete") and not found:
+            self.store.write(lambda tx: close_intent(tx, intent.key, "answered"))  # it blocks nothing any more
+        else:
+            self._settle(look, intent, found, gone=truth == "absent" and not found)
         return None
 
-    def _confirm(self, look: Look, intent: Intent) -> None:
-        """See what an answered call came to: a thing that is not there is not owned, a second one is held."""
+    def _confirm(self, look: Look, intent: Intent) -> float | None:
+        """See what an answered call came to: a thing that is not there is not owned, a second one is held. Seconds
+        until it is to be tried again; None when it is done, or something will be heard."""
         seen = look.seen(intent.target)
         if seen.truth == "unknown":
-            return
+            return None
         instance = self.world.instance(intent.target.driver)
         found: Sequence[tuple[str, str]] = ()
         if intent.verb == "create" and instance.fencing == "neither":
             if look.now < intent.opened + self.settle:
-                return
+                return intent.opened + self.settle - look.now + 0.01
             try:
                 found = instance.find(intent.key)
             except GroundError:
-                return
+                return self.settle + 1.0
         self._settle(look, intent, found, gone=seen.truth == "absent")
+        return None
 
     def _settle(self, look: Look, intent: Intent, found: Sequence[tuple[str, str]], *, gone: bool = False) -> None:
         def settle(tx: Tx) -> None:
