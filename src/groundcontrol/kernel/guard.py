@@ -150,7 +150,9 @@ def _exceeded(
             ).scalar_one()
             wanted = len(rest) + _held_beside(tx, owner_uid, scope.id, limit.count)
             # What was deleted in the window was there when it opened, so the share is taken of what there was then.
-            if reason := over_limit(limit, scope.value, Spent(int(used), scope.total + int(used)), wanted):
+            # Of a scope that does not say how much it has no share can be taken.
+            total = scope.total + int(used) if scope.total else 0
+            if reason := over_limit(limit, scope.value, Spent(int(used), total), wanted):
                 return scope.id, reason
     return None
 
