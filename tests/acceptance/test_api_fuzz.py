@@ -96,7 +96,7 @@ def test_made_up_calls_find_nothing(served: tuple[Installation, str, Path], pers
         [
             str(ST), "run", str(description), "--url", url, "--header", f"Authorization: Bearer {token}",
             "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", EXAMPLES,
-            "--checks", "all", "--exclude-checks", ",".join(EXCLUDED), "--workers", "2", "--request-timeout", "20",
+            "--checks", "all", "--exclude-checks", ",".join(EXCLUDED), "--workers", "1", "--request-timeout", "20",
             "--continue-on-failure", "--no-color", "--warnings", "off",
             "--suppress-health-check", "all", "--generation-database", "none", "--seed", "1",
         ],

@@ -229,7 +229,7 @@ def test_actions_are_judged_audited_and_done(
     assert ada.post(f"{NOTES}/n/actions/whisper").status_code == 404
     here.backend.actions = {}
     assert error(ada.post(f"{NOTES}/n/actions/shout"))["reason"] == "Unavailable"
-    audited = root.get("/api/v1/audit?verb=shout").json()["items"]
+    audited = root.get("/api/v1/audit?verb=shout&subject=user:ada").json()["items"]
     assert [(a["subject"], a["outcome"]) for a in audited] == [("user:ada", "asked"), ("user:ada", "asked")]
 
 
@@ -325,8 +325,12 @@ class TestLists:
     def test_not_older_than(self, here: Installation, many: list[str], root: TestClient) -> None:
         assert root.get("/api/v1/notes", params={"notOlderThan": here.store.sequence}).status_code == 200
         refused = root.get("/api/v1/notes", params={"notOlderThan": here.store.sequence + 1})
-        assert refused.status_code == 503
-        assert refused.headers["retry-after"] == "1"
+        assert error(refused)["reason"] == "TooOld"
+
+    def test_a_namespace_that_is_not_there_is_not_an_empty_one(self, root: TestClient, many: list[str]) -> None:
+        refused = root.get("/api/v1/namespaces/alpah/notes")
+        assert refused.status_code == 404
+        assert 'did you mean "alpha"' in error(refused)["message"]
 
 
 def test_managers_and_marks_are_not_taken_from_the_body(ada: TestClient) -> None:

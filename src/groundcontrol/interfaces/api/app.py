@@ -26,13 +26,14 @@ from groundcontrol.interfaces.api.table import operations
 from groundcontrol.interfaces.api.watch import Hub
 from groundcontrol.kernel.access import Hidden
 from groundcontrol.kernel.errors import Forbidden, GroundError, NotFound, Unauthenticated
-from groundcontrol.kernel.resource import Key, did_you_mean
+from groundcontrol.kernel.resource import NAME, Key, did_you_mean
 from groundcontrol.kernel.rights import Subject
 
 log = logging.getLogger(__name__)
 
+NAMES = frozenset({"name", "namespace", "source"})
 THREADS = 8
-WAITING = 200
+WAITING = 1000
 """Blocking calls under way or waiting for a thread."""
 
 
@@ -114,10 +115,9 @@ class OnePath:
     async def _answered(self, request: Request, operation: Operation) -> Response:
         subject: Subject | None = None
         try:
-            if any("\0" in str(value) for value in request.path_params.values()):
-                raise NotFound("there is nothing with a NUL in its name")
             if not operation.public:
                 subject = self._authenticated(request)
+            _check_names(request)
             call = Call(request, operation, self._server)
             if subject is not None:
                 call.signed_in(subject)
@@ -142,6 +142,16 @@ class OnePath:
         key = Key(operation.kind, str(path.get("namespace", "")), str(path.get("name") or path.get("id") or ""))
         peer = request.client.host if request.client else ""
         self._server.refusals.note(subject.name, operation.verb or operation.id, key, error, peer)
+
+
+def _check_names(request: Request) -> None:
+    """NotFound for what cannot be the name of anything."""
+    for name, value in request.path_params.items():
+        wrong = not (NAME.fullmatch(value) and len(value) <= 63) if name in NAMES else "\0" in value or len(value) > 255
+        if wrong:
+            raise NotFound(
+                f"there is nothing of the {name} {value[:80]!r}; names are lower-case letters, digits, - and ."
+            )
 
 
 def _not_allowed(method: str, known: Iterable[str]) -> Response:

@@ -95,6 +95,7 @@ async def _list(kind: str, call: Call) -> Response:
     backend, subject, query = call.backend, call.subject, call.query
     namespace = call.path.get("namespace", "")
     backend.access.require_list(subject, "list", kind, namespace)
+    call.namespace_there(namespace)
     question = listing.Question(
         kind,
         namespace,
@@ -105,7 +106,7 @@ async def _list(kind: str, call: Call) -> Response:
     )
     for text, fields in ((question.labels, False), (question.fields, True)):
         selector(text, fields=fields)
-    await call.not_older_than(query["notOlderThan"])
+    call.not_older_than(query["notOlderThan"])
 
     def work() -> bytes:
         return listing.listed(backend.store, backend.access, subject, question)
@@ -116,7 +117,7 @@ async def _list(kind: str, call: Call) -> Response:
 
 async def _get(kind: str, call: Call) -> Response:
     key = call.key(kind)
-    await call.not_older_than(call.query["notOlderThan"])
+    call.not_older_than(call.query["notOlderThan"])
     entry = call.backend.store.entry(key)
     call.backend.access.require(
         call.subject, "get", kind, namespace=key.namespace, name=key.name, labels=entry.labels if entry else {}

@@ -136,6 +136,7 @@ async def _watch(call: Call) -> Response:
     named = {_kind(backend.kinds, word) for word in words}
     for kind in sorted(named):
         backend.access.require_list(subject, "watch", kind, namespace)
+    call.namespace_there(namespace if named else "")
     every = {
         k.__name__ for k in backend.kinds if backend.access.somewhere(subject, "watch", k.__name__, namespace or None)
     }
@@ -283,8 +284,8 @@ def _check_question(question: Doc) -> None:
     limit = question.get("limit", 1)
     problems = [Problem(f"{n} is text", n) for n in texts]
     problems += [Problem(f"{n} is a list of texts", n) for n in lists]
-    if not question["dataset"]:
-        problems.append(Problem("dataset is empty", "dataset"))
+    if not 0 < len(str(question["dataset"])) <= 64:
+        problems.append(Problem("dataset is a name of at most 64 characters", "dataset"))
     if not isinstance(question.get("where", {}), dict):
         problems.append(Problem("where is an object of field to value", "where"))
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from groundcontrol.interfaces.api import body
-from groundcontrol.kernel.errors import Invalid, OutcomeUnknown, Problem, TooOld, Unavailable
+from groundcontrol.kernel.errors import Invalid, NotFound, OutcomeUnknown, Problem, TooOld, Unavailable
 from groundcontrol.kernel.resource import Key, did_you_mean
 from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.tx import Tx
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Schema = Mapping[str, Any]
-FAR_AHEAD = 100_000
-"""Events beyond the last one that may still be on their way to this server; more are of another history."""
 WRITE_TIMEOUT = 30.0
 """Seconds to wait for a commit before saying that its outcome is not known."""
 
@@ -160,16 +158,19 @@ class Call:
         """The resource the path names."""
         return Key(kind, self.path.get("namespace", ""), self.path.get("name", ""))
 
-    async def not_older_than(self, number: int | None) -> None:
-        """Wait until the cache has that event; Unavailable when it does not come."""
+    def namespace_there(self, namespace: str) -> None:
+        """NotFound, with the nearest name, for a namespace that does not exist: a list of nothing would hide a typo."""
         store = self.backend.store
-        if number is not None and number > store.sequence + FAR_AHEAD:
-            raise TooOld(f"event {number} is not of this history (we are at {store.sequence}); list again")
-        for _ in range(25):
-            if number is None or store.sequence >= number:
-                return
-            await asyncio.sleep(0.02)
-        raise Unavailable(f"this server is at event {store.sequence}, not yet at {number}", retry_after=1.0)
+        if namespace and "Namespace" in store.kinds and store.entry(Key("Namespace", "", namespace)) is None:
+            sees = self.backend.access.visible(self.subject, "Namespace")
+            near = [e.key.name for e in store.entries("Namespace")[:2000] if sees(e)]
+            raise NotFound(f"there is no Namespace {namespace}{did_you_mean(namespace, near)}")
+
+    def not_older_than(self, number: int | None) -> None:
+        """TooOld unless the cache has that event. One server writes this store, and what it told is in its cache."""
+        here = self.backend.store.sequence
+        if number is not None and number > here:
+            raise TooOld(f"event {number} is not of this history (we are at {here}); list again")
 
     async def write(self, act: Callable[[Tx], T]) -> T:
         """Run an act in the next group commit, without holding up the event loop."""
@@ -234,8 +235,6 @@ def _query(request: Request, operation: Operation) -> dict[str, Any]:
             problems.append(Problem(f"unknown query parameter {name[:60]!r}", name[:60], remedy=remedy))
         elif name in seen:
             problems.append(Problem(f"query parameter {name} is given twice", name, remedy="give it once"))
-        elif text == "" and known[name].type != "string":
-            continue
         else:
             try:
                 found[name] = known[name].read(text)

@@ -37,7 +37,7 @@ Sees = Callable[[str, str, Mapping[str, str]], bool]
 
 
 class Ask(NamedTuple):
-    """What is to be watched; with the subject's names and scope it makes a view."""
+    """What is to be watched; with a subject's rights and scope it makes a view."""
 
     kinds: tuple[str, ...]
     namespace: str
@@ -49,7 +49,6 @@ class View:
     """One question under one set of rights, and the clients that have it."""
 
     ask: Ask
-    subject: Subject
     rights: Any
     sees: dict[str, Sees]
     select: Callable[[dict[str, str], Callable[[], Any]], bool] | None
@@ -304,7 +303,7 @@ class Hub:
 
     def _check(self, client: Client) -> None:
         error = self._still_valid(client.subject)
-        if error is None and self._access.rights(client.view.subject) != client.view.rights:
+        if error is None and self._access.rights(client.subject) != client.view.rights:
             error = TooOld("what you may see has changed; list again")
         if error is not None:
             client.end(error)
@@ -347,11 +346,11 @@ class Hub:
 
     def _view(self, subject: Subject, ask: Ask) -> View:
         rights = self._access.rights(subject)
-        key = (subject.names, subject.scope, ask, rights)
+        key = (subject.scope, ask, rights)
         found = self._views.get(key)
         if found is None:
             sees = {kind: self._access.sees(subject, kind, "watch") for kind in ask.kinds}
-            found = self._views[key] = View(ask, subject, rights, sees, selection(ask.labels, ""), key)
+            found = self._views[key] = View(ask, rights, sees, selection(ask.labels, ""), key)
         return found
 
     def leave(self, client: Client) -> None:
