@@ -12,6 +12,7 @@ import pytest
 from groundcontrol.assembly import kinds
 from groundcontrol.interfaces.cli.main import cli
 from groundcontrol.kernel.manifest import load_documents
+from groundcontrol.kernel.resource import Resource
 from groundcontrol.kernel.settings import Settings, load
 from groundcontrol.programs.commands import PROGRAMS, parser_of
 from tests.docs.conftest import Place
@@ -102,6 +103,21 @@ def test_the_examples_are_good(path: Path) -> None:
     assert parse_all(path.read_text(), path.name)
     kind = kinds().get(path.stem)
     assert not kind.info.internal
+
+
+@pytest.mark.parametrize("kind", [k for k in kinds() if not k.info.internal], ids=lambda k: k.__name__)
+def test_the_example_of_a_kind_is_good(kind: type[Resource]) -> None:
+    page = REPOSITORY / "docs" / "reference" / "kinds" / f"{kind.__name__.lower()}.md"
+    example = next((b for b in blocks(page) if b.language == "yaml"), None)
+    assert example is not None, f"{page.name} has no example"
+    assert parse_all(example.text, str(example)), "write a better one: docs/examples"
+
+
+def test_a_server_takes_the_examples(place: Place) -> None:
+    for name in ("namespace", "site", "procedure"):
+        assert place.run(f"ground apply -f {EXAMPLES}/{name}.yaml").returncode == 0
+    done = place.run(f"ground apply --dry-run -f {EXAMPLES}")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_settings_that_init_writes_are_good(place: Place) -> None:
