@@ -8,9 +8,9 @@ what the step says: look (`check`), do it again (`repeat`), or ask a person.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -31,7 +31,8 @@ from groundcontrol.kernel.run_acts import (
     subject_of,
 )
 from groundcontrol.kernel.run_admission import resolve
-from groundcontrol.kernel.run_journal import DOUBT, Line, StepProgress, append
+from groundcontrol.kernel.run_awaited import Awaited
+from groundcontrol.kernel.run_journal import DOUBT, Line, StepProgress, append, progress_of, read
 from groundcontrol.kernel.run_steps import Act, Step
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.turn import SETTLE
@@ -45,36 +46,6 @@ MOST_OUTPUT = 16_384
 """Bytes of what an action answers that are kept."""
 CHOICES = ("approve", "refuse")
 Action = Callable[[Subject, Key, Doc], Any]
-
-
-class Awaited:
-    """Which Runs wait for something about which resources."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._by_target: dict[Key, set[Key]] = {}
-        self._by_run: dict[Key, set[Key]] = {}
-
-    def add(self, run: Key, target: Key) -> None:
-        with self._lock:
-            self._by_target.setdefault(target, set()).add(run)
-            self._by_run.setdefault(run, set()).add(target)
-
-    def of(self, target: Key) -> tuple[Key, ...]:
-        """The Runs to tell when this resource changes."""
-        if target not in self._by_target:
-            return ()
-        with self._lock:
-            return tuple(self._by_target.get(target, ()))
-
-    def forget(self, run: Key) -> None:
-        """It waits for nothing any more."""
-        with self._lock:
-            for target in self._by_run.pop(run, ()):
-                waiting = self._by_target[target]
-                waiting.discard(run)
-                if not waiting:
-                    del self._by_target[target]
 
 
 @dataclass
@@ -93,19 +64,26 @@ class Engine:
     """Told the uids of resources that were let go."""
     settle: float = SETTLE
     """Seconds an unknown call may still be on its way before its effect is looked for."""
-    awaited: Awaited = field(default_factory=lambda: Awaited())
+    awaited: Awaited = field(default_factory=Awaited)
     crash_point: Callable[[str], None] = lambda where: None
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def write(self, case: Case, make: Callable[[Tx, Case], list[Line]], where: str) -> Case:
-        """One durable write: what `make` does, the journal lines it returns, and the status they come to."""
+    def write(self, case: Case, make: Callable[[Tx, Case], list[Line]], where: str, called: str = "") -> Case:
+        """One durable write: what `make` does, the journal lines it returns, and the status they come to.
+
+        `called` is the step of an action that was called meanwhile: somebody may have asked for the end of the Run
+        since, and how the call ended is written all the same."""
 
         def act(tx: Tx) -> Case:
             current = tx.get(case.key)
             if current is None or current["metadata"]["uid"] != case.uid:
                 raise Conflict(f"{case.key} is gone")
-            return self.record(tx, replace(case, doc=current), make(tx, replace(case, doc=current)))
+            progress = progress_of(read(tx.conn, case.uid)) if called else case.progress
+            if called and "started" not in (progress.steps[called].undo, progress.steps[called].act):
+                raise Conflict(f"step {called} of {case.key} is another worker's by now")
+            now = replace(case, doc=current, progress=progress)
+            return self.record(tx, now, make(tx, now))
 
         self.crash_point(f"before {where}")
         after = self.store.write(act)
@@ -133,8 +111,8 @@ class Engine:
         warning = bad or bool(line.doc.get("doubt"))
         tx.event(case.key, case.uid, _event(line), what, warning=warning)
 
-    def _one(self, case: Case, step: Step, state: str, **doc: Any) -> float:
-        self.write(case, lambda tx, now: [Line(step.name, state, doc)], state)
+    def _one(self, case: Case, step: Step, state: str, *, called: bool = False, **doc: Any) -> float:
+        self.write(case, lambda tx, now: [Line(step.name, state, doc)], state, step.name if called else "")
         return 0.0
 
     def end(self, case: Case, phase: str, message: str = "") -> None:
@@ -297,7 +275,7 @@ class Engine:
             key = case.target(tx.store.kinds, act.kind, act.namespace, act.name)
             subject = subject_of(tx.get, case.subject)
             doc = judge(tx, self.access, subject, act.verb, key)
-            called.append((subject, key, bodied(case, act, step)))
+            called.append((subject, key, bodied(case, act, step, undo)))
             tx.audit(subject.name, act.verb, key, "asked", run=case.key.path, step=step.name)
             if undo:
                 return [Line(step.name, "undo", {"epoch": tx.store.epoch})]
@@ -310,36 +288,38 @@ class Engine:
             return self._refused(case, step, error, undo)
         subject, key, body = called[-1]
         self.crash_point("before call")
+        end = partial(self._one, case, step, called=True)
         unknown = "undo-unknown" if undo else "unknown"
         try:
             answer = self.actions[act.kind, act.verb](subject, key, body)
         except OutcomeUnknown as error:
-            return self._one(case, step, unknown, message=error.message)
+            return end(unknown, message=error.message)
         except GroundError as error:
-            return self._refused(case, step, error, undo)
+            return self._refused(case, step, error, undo, called=True)
         except Exception as error:
             log.error("an act broke", exc_info=error, extra={"key": str(case.key), "step": step.name})
-            return self._one(case, step, unknown, message=f"unexpected {type(error).__name__}: {error}")
+            return end(unknown, message=f"unexpected {type(error).__name__}: {error}")
         self.crash_point("after call")
         if undo:
-            return self._one(case, step, "undone")
+            return end("undone")
         try:
             output = _output(step, answer)
         except Invalid as error:
-            return self._one(case, step, "failed", message=error.message, happened=True)
-        return self._one(case, step, "done", output=output)
+            return end("failed", message=error.message, happened=True)
+        return end("done", output=output)
 
-    def _refused(self, case: Case, step: Step, error: GroundError, undo: bool) -> float:
+    def _refused(self, case: Case, step: Step, error: GroundError, undo: bool, *, called: bool = False) -> float:
         """It did not happen: try again while that may help, else the step has failed."""
         at, now = case.progress.steps[step.name], self.store.clock()
+        end = partial(self._one, case, step, called=called)
         if undo:
-            return self._one(case, step, "undo-failed", message=error.message)
+            return end("undo-failed", message=error.message)
         passing = isinstance(error, Unavailable | TooMany) or error.retry == "again"
         if passing and now < (at.trying or now) + step.timeout:
             wait = error.retry_after or min(0.5 * 2.0 ** min(at.attempts, 7), 60.0)
-            self._one(case, step, "again", at=now + wait, message=error.message)
+            end("again", at=now + wait, message=error.message)
             return wait
-        return self._one(case, step, "failed", message=error.message)
+        return end("failed", message=error.message)
 
     def _unknown(self, case: Case, step: Step, at: StepProgress, now: float) -> float | None:
         """Nobody knows whether an act happened: what the step says for that."""

@@ -129,10 +129,10 @@ def judge(tx: Tx, access: Access, subject: Subject, verb: str, key: Key) -> Doc:
     return doc
 
 
-def bodied(case: Case, act: Act, step: Step) -> Doc:
-    """What an action is given: its body, why, and a key that is the same whenever this step is tried."""
+def bodied(case: Case, act: Act, step: Step, undo: bool) -> Doc:
+    """What an action is given: its body, why, and a key that is the same whenever this step is tried (or undone)."""
     body = {name: resolve(value, case.scope) for name, value in act.body.items()}
-    return {"reason": f"step {step.name} of Run {case.key.path}", **body, "changeKey": f"{case.uid}:{step.name}"}
+    return {"reason": f"step {step.name} of Run {case.key.path}", **body, "changeKey": f"{case.uid}:{step.name}" + ":undo" * undo}
 
 
 # ── setting fields ──────────────────────────────────────────────────────────────────────────────────────────────────

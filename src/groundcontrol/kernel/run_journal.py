@@ -80,6 +80,8 @@ class StepProgress:
     """Whether it did something, or may have, that can be undone."""
     trying: float = 0.0
     """Since when an act is tried; 0 when that is not what it waits for."""
+    act: str = ""
+    """`started` while an action is under way, or was when a worker died."""
     undo: str = ""
     """How far its undoing is: empty, started, unknown, asked, done or failed."""
     undo_attempts: int = 0
@@ -166,6 +168,7 @@ def _apply_step(run: Progress, step: StepProgress, entry: Entry) -> None:
         _apply_undo(step, entry)
         return
     before, step.since = step.state, entry.at
+    step.act = "started" if entry.state == "started" else ""
     match entry.state:
         case "started":
             step.state, step.attempts, step.message = "running", step.attempts + 1, ""
