@@ -182,6 +182,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Seconds."""
 
 
+msgspec.json.Decoder(Query)  # described on the thread that imports: see ports/processes.py
+
+
 def parse(body: Any) -> Query:
     """A Query from what the API was sent. Raises Invalid."""
     try:

@@ -132,6 +132,12 @@ class LogChunk(NamedTuple):
     """Where the next read should begin, bytes."""
 
 
+# msgspec describes a type to itself when it is first used, and two threads that do so at once crash the process; so
+# that is done here, by the one thread that imports. Decoded types of other modules do the same.
+msgspec.json.Decoder(HostObserved)
+msgspec.json.Decoder(LogChunk)
+
+
 class Processes(Protocol):
     """A host that runs units. Implemented by `drivers.local` (in process and through an agent) and by the twin."""
 

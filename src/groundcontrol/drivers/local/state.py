@@ -84,6 +84,11 @@ class HostRecord(msgspec.Struct, kw_only=True):
     tenants: dict[str, int] = {}
 
 
+# Described on the thread that imports: see ports/processes.py.
+for _kind in (Record, Run, Exit, HostRecord):
+    msgspec.json.Decoder(_kind)
+
+
 def write_whole(path: str, content: bytes, mode: int = 0o600) -> None:
     """Replace a file so that a reader, or a start after a power cut, finds the old or the new content, never a mix."""
     folder, name = os.path.split(path)

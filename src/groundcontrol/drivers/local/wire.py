@@ -48,6 +48,10 @@ class Failure(msgspec.Struct, omit_defaults=True):
     retry_after: float | None = None
 
 
+# Described on the thread that imports: see ports/processes.py.
+for _kind in (Create, Update, Turn, Failure):
+    msgspec.json.Decoder(_kind)
+
 _CLASSES: dict[str, type[errors.GroundError]] = {
     name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.GroundError)
 }

@@ -118,6 +118,9 @@ class _Labelled(msgspec.Struct):
     metadata: _Meta
 
 
+msgspec.json.Decoder(_Labelled)  # described on the thread that imports: see ports/processes.py
+
+
 def frame(type_: str, number: int, data: bytes) -> bytes:
     """One server-sent event. JSON written compactly has no line ends."""
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, type_.encode(), data)
