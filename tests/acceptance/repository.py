@@ -75,3 +75,11 @@ class Repository:
         done = subprocess.run(["git", *arguments], cwd=where, env=GIT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"git {shlex.join(arguments)}: {done.stderr or done.stdout}"
         return done.stdout
+
+
+def service(name: str, namespace: str = "alpha", *, replicas: int = 0, note: str = "", **spec: str) -> str:
+    """The text of a file that declares a service; without replicas, so that nothing has to run for it."""
+    lines = ["apiVersion: ground/v1", "kind: Service", f"metadata: {{name: {name}, namespace: {namespace}}}", "spec:"]
+    lines += ["  sample: web", f"  replicas: {replicas}", "  ports: {http: 8080}"]
+    lines += [f'  env: {{NOTE: "{note}"}}'] if note else []
+    return "\n".join([*lines, *(f"  {k}: {v}" for k, v in spec.items())]) + "\n"
