@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 from groundcontrol.assembly import kinds
 from groundcontrol.interfaces.cli.main import SECTIONS
+from groundcontrol.kernel import turn
 from groundcontrol.kernel.errors import GroundError
 from groundcontrol.kernel.settings import Settings
 from groundcontrol.programs import reference
@@ -48,6 +51,11 @@ def test_conditions_reasons_columns_and_actions_are_shown(pages: dict[str, str])
     assert {"Unplaceable", "Progressing", "Healthy"} <= {*reasons}
     assert "/services/{name}/actions/restart" in pages["kinds/service.md"]
     assert "| Wanted | `spec.replicas` | always |" in pages["kinds/service.md"]
+
+
+def test_the_conditions_the_kernel_adds_are_explained() -> None:
+    source = inspect.getsource(turn)
+    assert set(re.findall(r'answers\["(\w+)"\] = ', source)) == {*reference.EVERYWHERE}
 
 
 def test_every_error_setting_and_command_is_there(pages: dict[str, str]) -> None:

@@ -35,6 +35,7 @@ EVERYWHERE = {
     "Ready": "The answer in one word. `Unknown` means that nobody could look.",
     "Held": "A part of what it plans is over a limit and waits for a person.",
     "HeldByRun": "A Run has its hands on a field; the reconciler leaves it alone until the hold ends.",
+    "Duplicate": "A call that was not answered made a second thing; a person has to remove it.",
 }
 
 
