@@ -17,7 +17,7 @@ import msgspec
 import sqlalchemy as sa
 
 from groundcontrol.kernel import tables
-from groundcontrol.kernel.errors import Invalid, NotFound, PlanChanged, Problem
+from groundcontrol.kernel.errors import Invalid, NotFound, PlanChanged, Problem, TooMany
 from groundcontrol.kernel.plan import Change, Limit, Spent, digest_of, over_limit
 from groundcontrol.kernel.resource import Doc, Key, now
 from groundcontrol.kernel.rights import Subject
@@ -97,6 +97,21 @@ def decide(
         tx.event(owner, owner_uid, "Held", f"{len(waiting)} changes wait for approval: {reason}", warning=True)
     held = tuple(c for c, _, _ in waiting.values())
     return Verdict(tuple(c for c in changes if not c.destructive or c.digest not in waiting), held, scope, reason)
+
+
+def charge(tx: Tx, subject: str, change: Change, limits: Iterable[Limit]) -> None:
+    """Count one destructive act that a person asked for by hand. TooMany when it does not fit what one subject may do
+    in a window; nothing is held then: whoever asked can wait, or have more allowed by a bound on `subject:NAME`."""
+    scope, owner = Scope("subject", subject, 0), f"subject:{subject}"
+    limits = tuple(limit for limit in limits if limit.scope == "subject")
+    passed, _ = _answered(tx, owner, [change], [scope], limits)
+    if change.digest in passed:
+        return
+    if over := _exceeded(tx, owner, [change], [scope], limits):
+        wait = min(limit.window for limit in limits)
+        remedy = f"wait, or have more allowed: ground approve {scope.id} --up-to 20 --until 2h --reason …"
+        raise TooMany(f"{over[1]}; {remedy}", retry_after=wait)
+    _spend(tx, owner, [change], {scope.id})
 
 
 def _answered(
