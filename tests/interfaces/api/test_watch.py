@@ -370,3 +370,27 @@ def test_an_event_is_judged_and_encoded_once_for_all_alike(
     for watching in many:
         assert watching.until(stop)[-1].name == "last"
     assert calls.count("ADDED") == 1
+
+
+@pytest.mark.parametrize("begins", ["with the state", "from a number"])
+def test_what_happens_while_a_watch_begins_comes_once(
+    here: Installation, stream: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    since = here.make("Note", "first", "alpha")["metadata"]["resourceVersion"] - 1
+
+    def slow(real: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(*given: Any) -> Any:
+            here.make("Note", "before", "alpha")
+            found = real(*given)
+            for name in ("between-1", "between-2"):
+                here.make("Note", name, "alpha")
+            time.sleep(0.2)  # the hub has passed them on meanwhile
+            return found
+
+        return reading
+
+    monkeypatch.setattr(here.store, "snapshot", slow(here.store.snapshot))
+    monkeypatch.setattr(watch.Hub, "_events_after", slow(watch.Hub._events_after))
+    watching = stream("ada", "kinds=notes" + (f"&since={since}" if begins == "from a number" else ""))
+    names = [f.name for f in watching.until(lambda f: f.name == "between-2") if f.event != "BOOKMARK"]
+    assert sorted(names) == ["before", "between-1", "between-2", "first"]
