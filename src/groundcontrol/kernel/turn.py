@@ -483,7 +483,9 @@ class Turns:
             target = intent.target._asdict()
             tx.audit("kernel", intent.verb, look.key, outcome, target=target, change=intent.key)
 
+        self.crash_point("before settle")
         self.store.write(settle)
+        self.crash_point("after settle")
 
     def _made_twice(self, look: Look) -> tuple[Target, ...]:
         """What was made too often and is still there; what a person has removed is let go."""
