@@ -164,6 +164,8 @@ class Controller:
         while self._workers < self._workers_wanted:
             self._workers += 1
             self._spawn(f"turn-{self._workers}", self._work)
+        if self._workers > self._workers_wanted:
+            self._work_ready.notify_all()  # those too many go home
         self._threads = [t for t in self._threads if t.is_alive()]
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -407,7 +409,7 @@ class Controller:
         else:
             self._seen[event.key] = intent
         for reconciler in self._by_kind.get(event.key.kind, ()):
-            if news or reconciler.on_status:
+            if news or reconciler.on_status or event.type == "DELETED":
                 self.enqueue(reconciler, event.key, PERSON if news else WORLD)
         for reconciler, watch in self._watchers.get(event.key.kind, ()):
             for key in watch.keys(doc, self.store):
