@@ -109,10 +109,9 @@ def place() -> Iterator[Place]:
 def stop(place: Place, process: subprocess.Popen[bytes] | None) -> None:
     """Take away every service, then the server, then whatever of a site is still below its directory."""
     if process is not None and process.poll() is None:
-        for source in ("many", "federation"):
-            place.run(f"ground delete source {source}")
+        place.run("ground get sources -o name | xargs -r ground delete")
         place.run("ground get services -A -o name | xargs -r ground delete")
-        place.run("ground wait instances --all -A --for=delete --timeout 20s; true")
+        place.run('for n in $(seq 60); do [ -z "$(ground get instances -A -o name)" ] && break; sleep 0.3; done')
         process.terminate()
         try:
             process.wait(20)
