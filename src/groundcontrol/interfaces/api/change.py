@@ -90,7 +90,7 @@ def wish(kinds: Kinds, raw: Any, kind: str = "", namespace: str = "", name: str 
     """What a body asks for; the path it was sent to fills what it leaves out and may not be contradicted."""
     if not isinstance(raw, dict):
         raise Invalid("a document is a JSON object with apiVersion, kind, metadata and spec")
-    meta = raw.get("metadata") if raw.get("metadata") is not None else {}
+    meta = raw.get("metadata", {})
     if not isinstance(meta, dict):
         raise Invalid(problems=(Problem("metadata is not an object", "metadata"),))
     raw = {**raw, "metadata": {**meta}}
@@ -276,14 +276,14 @@ class Changer:
 
     def _refuser(self, old: Doc) -> Callable[[str, str], Problem | None]:
         def refuse(path: str, owner: str) -> Problem | None:
-            return _by_source(old, path, owner) if self._lives(owner) else None
+            return _by_source(old, path, owner, self._repository(owner)) if self._lives(owner) else None
 
         return refuse
 
     def _refuse_source_deletion(self, key: Key, old: Doc) -> None:
         owner = next((o for o in old["metadata"]["managers"].values() if self._lives(o)), "")
         if owner:
-            problem = _by_source(old, "", owner)
+            problem = _by_source(old, "", owner, self._repository(owner))
             raise Conflict(f"{key}: {problem.message}", problems=(problem,))
 
     def _lives(self, owner: str) -> bool:
@@ -292,6 +292,10 @@ class Changer:
         if who != "source" or self._manager == owner:
             return False
         return "Source" not in self._kinds or any(e.key.name == name for e in self._tx.entries("Source"))
+
+    def _repository(self, owner: str) -> str:
+        source = self._tx.get(Key("Source", "", owner.partition(":")[2]))
+        return str(source["spec"].get("repository", "")) if source else ""
 
     def _must_be_empty(self, namespace: str) -> None:
         left: list[str] = []
@@ -312,10 +316,13 @@ class Changer:
         self._tx.event(key, doc["metadata"]["uid"], reason, f"by {self._subject.name}", fields=shown or None)
 
 
-def _by_source(old: Doc, path: str, owner: str) -> Problem:
-    """Where to change what a Source sets. `ground/file` is `REPOSITORY#PATH` or `REPOSITORY#PATH:LINE`."""
+def _by_source(old: Doc, path: str, owner: str, source: str) -> Problem:
+    """Where to change what a Source sets. `ground/file` is `PATH`, `REPOSITORY#PATH` or `REPOSITORY#PATH:LINE`;
+    `source` is the repository of the Source."""
     annotations: Mapping[str, str] = old["metadata"].get("annotations") or {}
-    repository, _, file = annotations.get("ground/file", "").partition("#")
+    repository, hash_, file = annotations.get("ground/file", "").partition("#")
+    if not hash_:
+        repository, file = source, repository
     file, _, line = file.rpartition(":") if re.search(r":\d+$", file) else (file, "", "0")
     what = f"{path} is set by {owner}" if path else f"it is declared by {owner}"
     where = f"{file or 'its file'} of {repository or annotations.get('ground/source') or owner}"
