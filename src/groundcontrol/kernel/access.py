@@ -80,7 +80,7 @@ class AccountSpec(Model):
     description: str = Field(default="", max_length=1000)
     """Who or what it is."""
     robot: bool = False
-    """A program: it has tokens made for it and no password."""
+    """A program: whoever holds every right it has may make tokens for it."""
 
     @field_validator("groups")
     @classmethod

@@ -126,6 +126,7 @@ def test_wrong_ways_in(root: TestClient) -> None:
     wrong = root.request("BREW", "/api/v1/sites")
     assert (wrong.status_code, reason(wrong), wrong.headers["allow"]) == (405, "MethodNotAllowed", "GET, HEAD, POST")
     assert root.head("/api/v1/sites").status_code == 200
+    assert root.head("/api/v1/watch").status_code == 405, "it has no end"
 
 
 @pytest.mark.parametrize(

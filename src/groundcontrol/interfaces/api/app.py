@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -104,8 +104,9 @@ class OnePath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        method = "GET" if request.method == "HEAD" else request.method
-        operation = self._methods.get(method)
+        operation = self._methods.get("GET" if request.method == "HEAD" else request.method)
+        if request.method == "HEAD" and operation is not None and operation.answer_media != "application/json":
+            operation = None  # what streams has no end to wait for
         if operation is None:
             response = _not_allowed(request.method, self._methods)
         else:
@@ -154,8 +155,9 @@ def _check_names(request: Request) -> None:
             )
 
 
-def _not_allowed(method: str, known: Iterable[str]) -> Response:
-    allowed = ", ".join(sorted({*known, *(("HEAD",) if "GET" in known else ())}))
+def _not_allowed(method: str, known: Mapping[str, Operation]) -> Response:
+    get = known.get("GET")
+    allowed = ", ".join(sorted({*known, *(("HEAD",) if get and get.answer_media == "application/json" else ())}))
     response = failure(GroundError(f"{method[:20]} is not possible here; {allowed} is"), 405, "MethodNotAllowed")
     response.headers["allow"] = allowed
     return response
