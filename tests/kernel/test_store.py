@@ -118,6 +118,28 @@ def test_acts_of_one_commit_see_one_another_and_nobody_else_sees_half(store: Sto
     assert [e.seq for e in drain(heard)] == [1]
 
 
+def test_a_transaction_that_the_database_gave_up_is_given_up_as_a_whole(store: Store) -> None:
+    """With a full disk SQLite rolls everything back by itself, in the middle of a commit of many acts."""
+    store.write(lambda tx: tx.create(thing("before")))
+
+    def full(tx: Tx) -> None:
+        tx.create(thing("never"))
+        tx.conn.exec_driver_sql("ROLLBACK")
+        raise OSError("database or disk is full")
+
+    pause = Pause(store)
+    futures = [store.submit(lambda tx, n=n: tx.create(thing(f"t{n}"))) for n in range(2)]
+    futures.insert(1, store.submit(full))
+    pause.release()
+    for future in futures:
+        with pytest.raises(Unavailable, match="nothing of this was written"):
+            future.result(BOUND)
+    store.write(lambda tx: tx.create(thing("after")))
+    assert stored(store).keys() == {key("before"), key("after")}
+    assert [e.key.name for e in store.entries("Thing")] == ["after", "before"]
+    assert numbers(store) == [1, 2]
+
+
 def test_a_watcher_that_fails_stops_nobody(store: Store) -> None:
     broken, heard = store.subscribe(), store.subscribe()
 

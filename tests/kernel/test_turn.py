@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from groundcontrol.kernel import guard, tables
 from groundcontrol.kernel.errors import GroundError, Invalid, OutcomeUnknown, Unavailable
-from groundcontrol.kernel.plan import Plan
+from groundcontrol.kernel.plan import Change, Plan, Target
 from groundcontrol.kernel.reconcile import Look, Report
 from groundcontrol.kernel.resource import condition
 from tests.kernel.outside import FAST, Outside, Rig, ThingReconciler, until
@@ -124,7 +124,9 @@ def test_an_unknown_create_blocks_another_one_for_the_settle_time(rigs: Make) ->
     assert rig.outside.effects("create") == ["a"]
 
 
-def test_what_was_made_twice_is_found_by_its_key_and_waits_for_a_person(rigs: Make) -> None:
+def test_what_was_made_twice_is_found_by_its_key_and_waits_for_a_person(
+    rigs: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = rigs(outsides={"site/a": Outside("neither")})
     late: list[Callable[[], str]] = []
 
@@ -149,9 +151,17 @@ def test_what_was_made_twice_is_found_by_its_key_and_waits_for_a_person(rigs: Ma
     rig.delete("a")
     until(lambda: rig.outside.things().keys() == {"a~2"})
     until(lambda: rig.controller.idle())
+    rig.turn("a")
     assert rig.store.get(key("a"))
     assert rig.condition("a", "Duplicate")[0] == "True"
+    # A reconciler that plans to remove it is refused.
+    change = Change(Target("site/a", "thing", "a~2"), "delete", {"thing": ("a~2", None)})
+    monkeypatch.setattr(rig.reconciler, "plan", lambda resource, look: Plan((change,)))
+    assert rig.turn("a").failed
+    assert rig.condition("a") == ("False", "Claimed")
+    monkeypatch.undo()
     rig.outside.by_hand(**{"a~2": None})
+    rig.controller.wake_key(key("a"))
     until(lambda: rig.store.get(key("a")) is None)
     assert rig.outside.effects("delete") == ["a"]
     assert rig.rows(tables.claims) == []
@@ -272,6 +282,21 @@ def test_a_deletion_never_completes_while_nobody_can_look(rigs: Make, how: str) 
     rig.outside.show()
     until(lambda: rig.store.get(key("a")) is None)
     assert rig.outside.things() == {}
+
+
+def test_a_reconciler_that_is_too_sure_does_not_end_a_resource(rigs: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = rigs()
+    rig.make("a", names=["x"])
+    rig.turns_until_quiet("a")
+    monkeypatch.setattr(rig.reconciler, "plan", lambda resource, look: Plan())
+    rig.delete("a")
+    rig.turn("a")
+    assert rig.store.get(key("a"))
+    assert rig.claimed() == {"x"}
+    rig.outside.by_hand(x=None)
+    until(lambda: rig.world.snapshot("site/a").items == {})
+    rig.turn("a")
+    assert rig.store.get(key("a")) is None
 
 
 # ── Runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
