@@ -40,6 +40,7 @@ def _repositories(settings: Settings) -> GitRepositories:
             cache=Path(settings.data) / "git",
             allow_file=sources.allow_file,
             allow_http="http" in sources.schemes,
+            schemes=tuple(s for s in sources.schemes if s != "http"),
             timeout=sources.fetch_seconds,
             max_files=sources.max_files,
         )

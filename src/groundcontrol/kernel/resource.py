@@ -190,8 +190,8 @@ class Resource(Model):
             # Stored before a rule became stricter. Nothing may be decided from a guess at it.
             wrong = tuple(Problem(*_explain(e, cls)) for e in error.errors(include_url=False))
             told = "; ".join(str(p) for p in wrong[:3])
-            message = f"{key_of(doc)} as it is stored does not fit {cls.version}: {told}; apply it with that field given"
-            raise Invalid(message, problems=wrong) from None
+            where = f"{key_of(doc)} as it is stored does not fit {cls.version}"
+            raise Invalid(f"{where}: {told}; apply it with that field given", problems=wrong) from None
 
     def as_doc(self) -> Doc:
         return self.model_dump(mode="json", by_alias=True)

@@ -132,7 +132,8 @@ def judge(tx: Tx, access: Access, subject: Subject, verb: str, key: Key) -> Doc:
 def bodied(case: Case, act: Act, step: Step, undo: bool) -> Doc:
     """What an action is given: its body, why, and a key that is the same whenever this step is tried (or undone)."""
     body = {name: resolve(value, case.scope) for name, value in act.body.items()}
-    return {"reason": f"step {step.name} of Run {case.key.path}", **body, "changeKey": f"{case.uid}:{step.name}" + ":undo" * undo}
+    key = f"{case.uid}:{step.name}" + ":undo" * undo
+    return {"reason": f"step {step.name} of Run {case.key.path}", **body, "changeKey": key}
 
 
 # ── setting fields ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -227,7 +227,7 @@ class TlsSettings(Model):
         return self
 
 
-Scheme = Literal["https", "ssh", "http", "git"]
+Scheme = Literal["https", "ssh", "http"]
 
 
 def _default_schemes() -> list[Scheme]:
@@ -244,7 +244,7 @@ class SourceSettings(Model):
     max_files: Count = 20_000
     """A tree with more files is refused."""
     schemes: list[Scheme] = Field(default_factory=_default_schemes)
-    """How repositories may be reached: https, ssh, and, unencrypted, http and git."""
+    """How repositories may be reached: https, ssh, and http, which is for this machine only."""
     allow_file: bool = False
     """Allows file:// and plain paths too. Whoever may declare a Source then reads every repository on this machine."""
 

@@ -33,7 +33,7 @@ def preview_plan(runtime: Any, subject: Any, body: Mapping[str, Any]) -> dict[st
     if against is not None:
         before = _read(runtime, source, against)
         owned = {
-            k: {**w.declared.doc, "metadata": {**w.declared.doc["metadata"], "annotations": _marks(w, owner)}}
+            k: {**w.declared.doc, "metadata": {**w.declared.doc["metadata"], **_identity(runtime, k, w, owner)}}
             for k, w in before.resources.items()
         }
     else:
@@ -80,8 +80,12 @@ def _read(runtime: Any, source: Source | None, files: Mapping[str, str]) -> Desi
     return parse_tree(given, runtime.kinds, version=kinds_version(runtime.kinds), namespace=namespace)
 
 
-def _marks(wanted: Any, owner: str) -> dict[str, str]:
-    return {**wanted.declared.doc["metadata"]["annotations"], SOURCE: owner, FILE: wanted.file}
+def _identity(runtime: Any, key: Key, wanted: Any, owner: str) -> dict[str, Any]:
+    """What the Source would have stored of it: its marks, and the uid of what is there, so that the plan seen before
+    the merge has the digest of the plan after it."""
+    marks = {**wanted.declared.doc["metadata"]["annotations"], SOURCE: owner, FILE: wanted.file}
+    entry = runtime.store.entry(key)
+    return {"annotations": marks, **({"uid": entry.uid} if entry else {})}
 
 
 def _owned(runtime: Any, name: str) -> dict[Key, Doc]:

@@ -423,7 +423,7 @@ class InstanceReconciler(Reconciler[Instance]):
         unit = seen.item
         events: list[tuple[str, str, bool]] = []
         if unit is not None and seen.truth == "present":
-            events += _note_exit(resource, status, unit)
+            _note_exit(resource, status, unit)
             status.unit, status.address, status.state = unit.id, unit.address, unit.state
             status.pid = unit.pid if unit.state == "running" else 0
             status.started = now(unit.started) if unit.started else ""
@@ -519,17 +519,16 @@ def _completed(instance: Instance) -> bool:
     return any(c.type == "Ready" and c.reason == "Completed" for c in instance.status.conditions)
 
 
-def _note_exit(resource: Instance, status: InstanceStatus, unit: UnitObserved) -> list[tuple[str, str, bool]]:
-    """An end that nobody asked for, seen for the first time: kept in the status and put on the timeline."""
+def _note_exit(resource: Instance, status: InstanceStatus, unit: UnitObserved) -> None:
+    """Keep an end that nobody asked for; `Ready`, or the restart, puts it on the timeline."""
     if unit.exits <= resource.status.exits and resource.status.unit == unit.id:
-        return []
+        return
     if unit.exits == 0 or (unit.spec.run_once and unit.exit_code == 0):
-        return []
+        return
     how = describe_exit(unit.exit_code)
     status.last_exit = Failure(
         time=now(unit.exited), instance=resource.metadata.name, reason="Died", message=f"its process {how}"
     )
-    return [("Died", f"its process {how}", True)]
 
 
 def _time_at(instance: Instance, look: Look) -> float:

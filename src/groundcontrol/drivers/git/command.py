@@ -54,6 +54,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether `file://` may be fetched: repositories on this machine, readable by whoever may write a Source."""
     allow_http: bool = False
     """Whether plain `http://` may be fetched, from this machine only; for tests."""
+    schemes: tuple[str, ...] = ("https", "ssh")
+    """Which of https and ssh may be used."""
     timeout: float = 120.0
     """Seconds one fetch may take."""
     stall: int = 30
@@ -77,10 +79,10 @@ def check_url(url: str, settings: Settings) -> str:
     """The transport of a url that may be fetched; Invalid for any other."""
     if url.startswith("-") or len(url) > 2000:
         raise Invalid(f"repository {url[:80]!r} is not a url; write https://host/path.git or git@host:path.git")
-    if _SCP.fullmatch(url):
+    allowed = transports(settings)
+    if _SCP.fullmatch(url) and "ssh" in allowed:
         return "ssh"
     parts = urlsplit(url) if _URL.fullmatch(url) else None
-    allowed = ["https", "ssh", *(["file"] if settings.allow_file else []), *(["http"] if settings.allow_http else [])]
     if parts is None or parts.scheme not in allowed:
         shown = url.split("@")[-1][:80]
         raise Invalid(f"repository {shown!r}: only {', '.join(allowed)} can be fetched; write https://host/path.git")
@@ -127,7 +129,8 @@ def arguments(settings: Settings) -> list[str]:
 
 
 def transports(settings: Settings) -> list[str]:
-    return ["https", "ssh", *(["file"] if settings.allow_file else []), *(["http"] if settings.allow_http else [])]
+    """What may be used, as git names it."""
+    return [*settings.schemes, *(["file"] if settings.allow_file else []), *(["http"] if settings.allow_http else [])]
 
 
 def environment(settings: Settings, home: Path) -> dict[str, str]:

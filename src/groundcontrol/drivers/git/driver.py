@@ -184,8 +184,7 @@ class GitRepositories:
     def _fetch(
         self, place: Path, url: str, branch: str, env: dict[str, str], secrets: tuple[str, ...]
     ) -> command.Result:
-        for stale in (*place.glob("*.lock"), *place.glob("refs/**/*.lock"), *place.glob("objects/pack/tmp_*")):
-            stale.unlink(missing_ok=True)  # we hold the only lock that counts: these are of a killed fetch
+        self._clear_partial(place)
         options = ["--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance"]
         wanted = f"+refs/heads/{branch}:{_ref(branch)}"
         start = [*command.arguments(self.settings), f"--git-dir={place}", "fetch", *options]
@@ -199,6 +198,7 @@ class GitRepositories:
                 secrets=secrets,
             )
         except TooLarge as error:
+            self._clear_partial(place)
             raise TooLarge(f"{url}: {error} (allowed by the operator's setting max_bytes)") from None
         except Unavailable as error:
             raise Unavailable(f"fetching {url}: {error}") from None
@@ -209,6 +209,12 @@ class GitRepositories:
                     self._drop(place)
                 raise TooLarge(f"{url}: the repository is larger than {self.settings.max_bytes:,} bytes")
         return result
+
+    @staticmethod
+    def _clear_partial(place: Path) -> None:
+        """Remove what a killed fetch left. We hold the only lock that counts."""
+        for stale in (*place.glob("*.lock"), *place.glob("refs/**/*.lock"), *place.glob("objects/pack/tmp_*")):
+            stale.unlink(missing_ok=True)
 
     def _arrived(self, url: str, place: Path, branch: str) -> str | None:
         """The commit that was fetched, when it and its tree can be read; None when the copy is damaged."""

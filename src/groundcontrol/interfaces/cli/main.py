@@ -55,7 +55,7 @@ SECTIONS = {
         "serve": Lazy("server", "Run the control plane."),
         "agent": Lazy("server", "Run an agent on a host."),
         "doctor": Lazy("server", "Check an installation and say what is wrong with it."),
-        "admin": Lazy("server", "Backup, restore, users and reference pages of an installation."),
+        "admin": Lazy("server", "Passwords, ledger files and pages, on the server's machine."),
         "demo": Lazy("server", "Bring up a demonstration."),
     },
 }

@@ -101,6 +101,8 @@ def cell(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list) and not any(isinstance(entry, dict | list) for entry in value):
         return safe(",".join(str(entry) for entry in value))
+    if isinstance(value, list) and all(isinstance(entry, dict) and "name" in entry for entry in value):
+        return safe(",".join(str(entry["name"]) for entry in value))
     if isinstance(value, dict | list):
         return safe(json.dumps(value, ensure_ascii=False))
     return safe(value)

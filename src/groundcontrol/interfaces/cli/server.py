@@ -60,7 +60,7 @@ serve = _passed_on("serve", f"{_PROGRAMS}.serve", "Run the control plane on this
 agent = _passed_on("agent", "groundcontrol.drivers.local.agent", "Run an agent on this host.")
 init = _passed_on("init", f"{_PROGRAMS}.init", "Prepare a new installation.")
 doctor = _passed_on("doctor", f"{_PROGRAMS}.doctor", "Check an installation and say what is wrong with it.")
-admin = _passed_on("admin", f"{_PROGRAMS}.admin", "Backup, restore, users and reference pages of an installation.")
+admin = _passed_on("admin", f"{_PROGRAMS}.admin", "Passwords, ledger files and pages, on the server's machine.")
 
 
 @click.command("demo", help="Bring up a demonstration.", context_settings=_PASS, add_help_option=False)
