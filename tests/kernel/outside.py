@@ -329,7 +329,7 @@ class Rig:
         """One turn by hand, once the world has been looked at since the last change."""
         for site in self.outsides:
             observer = self.world._observers[site]
-            until(lambda o=observer: not o.wrote or not o.snapshot.reachable)
+            until(lambda o=observer: o.snapshot.error or (o.snapshot.reachable and not o.wrote))
         return self.turns.turn(self.reconciler, key(name))
 
     def turns_until_quiet(self, name: str) -> Outcome:

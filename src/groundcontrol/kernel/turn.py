@@ -8,7 +8,6 @@ resolves by looking.
 from __future__ import annotations
 
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,19 +16,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from groundcontrol.kernel import tables
-from groundcontrol.kernel.claims import (
-    DUPLICATE,
-    Intent,
-    claim,
-    claims_of,
-    close_intent,
-    hold_duplicate,
-    intents_of,
-    open_intent,
-    release,
-)
+from groundcontrol.kernel.claims import claim, claims_of, close_intent, intents_of, open_intent
 from groundcontrol.kernel.errors import Claimed, Conflict, GroundError, OutcomeUnknown, Unavailable
 from groundcontrol.kernel.guard import Hold, Verdict, decide, holds_of
+from groundcontrol.kernel.outcomes import Outcomes
 from groundcontrol.kernel.plan import STORE, Change, Limit, Plan, Target, digest_of
 from groundcontrol.kernel.reconcile import Act, Look, Reconciler, Report, StoreWrite, store_key
 from groundcontrol.kernel.resource import Condition, Key, Resource, now, seconds
@@ -98,22 +88,15 @@ class Turns:
     """Takes turns for all reconcilers of one store and world."""
 
     def __init__(self, store: Store, world: World, limits: Sequence[Limit], settle: float = SETTLE) -> None:
-        self.store, self.world, self.limits, self.settle = store, world, tuple(limits), settle
+        self.store, self.world, self.limits = store, world, tuple(limits)
         self.crash_point: Callable[[str], None] = lambda where: None
         """Called before and after each durable write and outside call; the crash tests kill the process in it."""
-        self._started = store.clock()
-        self._lock = threading.Lock()
-        self._calling: dict[str, str] = {}
-        """Change key to owner uid, of calls that a turn of ours is at."""
+        self._outcomes = Outcomes(store, world, settle, lambda where: self.crash_point(where))
         self._last: dict[tuple[str, str], str] = {}
         """What the last turn of each reconciler and resource did, if anything."""
-        i, c, h = tables.intents.c, tables.claims.c, tables.held.c
+        owners = sa.select(tables.held.c.owner_uid).distinct()
         with store.reading() as conn:
-            # Every intent found at the start was left by a worker that is gone: this epoch has made none yet.
-            self._pending = {r.owner_uid for r in conn.execute(sa.select(i.owner_uid).distinct())}
-            twice = sa.select(c.owner_uid).where(c.field == DUPLICATE).distinct()
-            self._twice = {r.owner_uid for r in conn.execute(twice)}
-            self._holding = {r.owner_uid for r in conn.execute(sa.select(h.owner_uid).distinct())}
+            self._holding = {r.owner_uid for r in conn.execute(owners)}
 
     def turn(self, reconciler: AnyReconciler, key: Key) -> Outcome:
         """One turn. Never raises for what a reconciler or the world does wrong: that becomes the status."""
@@ -124,10 +107,10 @@ class Turns:
         turn: _Turn | None = None
         try:
             resource = self.store.kinds.view(entry.doc)
-            blocked, confirm_in = self._resolve(look, resource.deleting)
+            blocked, confirm_in = self._outcomes.resolve(look, resource.deleting)
             plan = reconciler.plan(resource, look) if blocked is None else blocked
             turn = _Turn(resource, plan, confirm_in=confirm_in)
-            turn.twice = self._made_twice(look)
+            turn.twice = self._outcomes.made_twice(look)
             if resource.deleting and reconciler.tears_down and not turn.plan and self._finish(turn, look):
                 return Outcome()
             self._begin(reconciler, turn)
@@ -151,20 +134,17 @@ class Turns:
             return Outcome(failed=True)
         finally:
             if turn is not None and turn.intents:
-                with self._lock:
-                    # Whatever went wrong on the way, what is still open in the store is looked at by the next turn.
-                    self._pending.add(entry.uid)
-                    for _, change_key in turn.intents:
-                        self._calling.pop(change_key, None)
+                self._outcomes.over((change_key for _, change_key in turn.intents), entry.uid)
 
     # ── before the calls ────────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, reconciler: AnyReconciler, turn: _Turn) -> None:
-        if not turn.plan.changes and turn.uid not in self._holding:
+        if not turn.plan.changes and (turn.uid not in self._holding or not reconciler.reports):
             return
         self.crash_point("before begin")
         self.store.write(lambda tx: self._admit(tx, reconciler, turn))
-        (self._holding.add if turn.verdict.held else self._holding.discard)(turn.uid)
+        if reconciler.reports:
+            (self._holding.add if turn.verdict.held else self._holding.discard)(turn.uid)
         self.crash_point("after begin")
 
     def _admit(self, tx: Tx, reconciler: AnyReconciler, turn: _Turn) -> None:
@@ -181,7 +161,10 @@ class Turns:
         changes, turn.foreign = _not_held(turn.plan.changes, holds)
         turn.free_at = min((h.until for h in holds), default=None)
         scopes = list(dict.fromkeys(s for c in changes if c.destructive for s in _scopes(reconciler, turn, c, self)))
-        turn.verdict = decide(tx, turn.key, meta.uid, changes, scopes, self.limits)
+        # What is held of a resource is its first reconciler's: a second one that destroys nothing leaves it alone.
+        asks = reconciler.reports or any(c.destructive for c in changes)
+        decided = decide(tx, turn.key, meta.uid, changes, scopes, self.limits) if asks else Verdict(tuple(changes))
+        turn.verdict = decided
         for change in turn.verdict.allowed:
             try:
                 if change.target.driver == STORE:
@@ -192,6 +175,7 @@ class Turns:
             except GroundError as error:
                 turn.refused.append((change, error.message))
                 turn.error = turn.error or error
+                reconciler.refused(turn.resource, change, error)
         self._record(tx, reconciler, turn, turn.done, "done")
 
     def _announce(self, tx: Tx, turn: _Turn, change: Change) -> str:
@@ -201,8 +185,7 @@ class Turns:
         if change.target.id:
             claim(tx, change.target, turn.key, turn.uid)
         change_key = open_intent(tx, change, turn.key, turn.uid)
-        with self._lock:
-            self._calling[change_key] = turn.uid
+        self._outcomes.begun(change_key, turn.uid)
         return change_key
 
     def _apply_store(self, tx: Tx, reconciler: AnyReconciler, turn: _Turn, change: Change) -> None:
@@ -400,110 +383,7 @@ class Turns:
         except GroundError:
             log.exception("cannot write status", extra={"key": str(key)})
 
-    # ── unknown outcomes, and the end of a resource ─────────────────────────────────────────────────────────────
-
-    def _resolve(self, look: Look, deleting: bool) -> tuple[Plan | None, float | None]:
-        """Settle calls whose outcome was never recorded: a plan that only waits while one cannot be settled yet, and
-        seconds until an answered one wants another look."""
-        if look.uid not in self._pending:
-            return None, None
-        with self._lock, self.store.reading() as conn:
-            # What another turn is at right now is no business of this one.
-            intents = [i for i in intents_of(conn, look.uid) if i.key not in self._calling]
-            if not intents and look.uid not in self._calling.values():
-                self._pending.discard(look.uid)
-        waits: list[float] = []
-        for intent in intents:
-            if intent.state == "answered":
-                if not (deleting and intent.verb == "delete") and (wait := self._confirm(look, intent)):
-                    waits.append(wait)  # (`_finish` looks at the others)
-            elif wait := self._unsettled(look, intent):
-                target = intent.target
-                words = f"the outcome of {intent.verb} {target} is not known; waiting for a fresh look"
-                return Plan(waiting=f"{words} at {target.driver}", again=wait), None
-        return None, min(waits, default=None)
-
-    def _unsettled(self, look: Look, intent: Intent) -> float | None:
-        """Seconds until a call without an answer may be settled; None once it is."""
-        target = intent.target
-        instance = self.world.instance(target.driver)
-        # A worker that is gone may have sent its call until we started.
-        sent = intent.opened if intent.epoch == self.store.epoch else max(intent.opened, self._started)
-        settled = sent + (self.settle if instance.fencing == "neither" else 0.0)
-        if look.now < settled:
-            return settled - look.now + 0.01
-        if not self.world.refreshed(target.driver, settled):
-            return 0.5
-        found = instance.find(intent.key) if intent.verb == "create" else ()
-        truth = look.seen(target).truth
-        if truth == "unknown" and intent.verb in ("create", "delete") and not found:
-            self.store.write(lambda tx: close_intent(tx, intent.key, "answered"))  # it blocks nothing any more
-        else:
-            self._settle(look, intent, found, gone=truth == "absent" and not found)
-        return None
-
-    def _confirm(self, look: Look, intent: Intent) -> float | None:
-        """See what an answered call came to: a thing that is not there is not owned, a second one is held. Seconds
-        until it is to be tried again; None when it is done, or something will be heard."""
-        seen = look.seen(intent.target)
-        if seen.truth == "unknown":
-            return None
-        instance = self.world.instance(intent.target.driver)
-        found: Sequence[tuple[str, str]] = ()
-        if intent.verb == "create" and instance.fencing == "neither":
-            if look.now < intent.opened + self.settle:
-                return intent.opened + self.settle - look.now + 0.01
-            try:
-                found = instance.find(intent.key)
-            except GroundError:
-                return self.settle + 1.0
-        self._settle(look, intent, found, gone=seen.truth == "absent")
-        return None
-
-    def _settle(self, look: Look, intent: Intent, found: Sequence[tuple[str, str]], *, gone: bool = False) -> None:
-        def settle(tx: Tx) -> None:
-            close_intent(tx, intent.key)
-            if gone:
-                release(tx, intent.target, look.uid)
-            twice = claims_of(tx.conn, look.uid, duplicates=True)
-            mine = claims_of(tx.conn, look.uid)
-            things = [t for t in (Target(intent.target.driver, *f) for f in found) if t not in twice]
-            # The one we asked for, else the one we have already, else the first, is ours; the others are too many.
-            things.sort(key=lambda t: (t != intent.target, t not in mine))
-            for thing in things[:1]:
-                claim(tx, thing, look.key, look.uid)
-                if intent.state != "answered":
-                    tx.event(look.key, look.uid, "FoundAgain", f"{thing} was made by a call that got no answer")
-            for thing in things[1:]:
-                hold_duplicate(tx, thing, look.key, look.uid)
-                message = f"{thing} was made twice by a call without an answer; remove it"
-                tx.event(look.key, look.uid, "Duplicate", message, warning=True)
-                self._twice.add(look.uid)
-            outcome = "found" if found else "looked"
-            target = intent.target._asdict()
-            tx.audit("kernel", intent.verb, look.key, outcome, target=target, change=intent.key)
-
-        self.crash_point("before settle")
-        self.store.write(settle)
-        self.crash_point("after settle")
-
-    def _made_twice(self, look: Look) -> tuple[Target, ...]:
-        """What was made too often and is still there; what a person has removed is let go."""
-        if look.uid not in self._twice:
-            return ()
-        with self.store.reading() as conn:
-            known = claims_of(conn, look.uid, duplicates=True)
-        gone = [t for t in known if look.seen(t).truth == "absent"]
-
-        def let_go(tx: Tx) -> None:
-            for target in gone:
-                release(tx, target, look.uid)
-
-        if gone:
-            self.store.write(let_go)
-        if len(gone) == len(known):
-            self._twice.discard(look.uid)
-        return tuple(t for t in known if t not in gone)
+    # ── the end of a resource ─────────────────────────────────────────────────────────────
 
     def _finish(self, turn: _Turn, look: Look) -> bool:
         """Let a deleted resource go once everything it had outside is confirmed gone; True when it went."""
