@@ -12,7 +12,8 @@ import pytest
 from groundcontrol.kernel.plan import Plan
 from groundcontrol.kernel.reconcile import Look, Reconciler, Report, StoreWrite, conditions, store_change
 from groundcontrol.kernel.resource import condition
-from tests.capabilities.procedures.workshop import Machine, Workshop, call, setting, workshop
+from tests.capabilities.procedures.workshop import MACHINE, Machine, Workshop, call, setting, workshop
+from tests.federation import federation
 
 ASK = {"name": "ask", "ask": {"question": "go on?"}}
 GROW = {"name": "grow", "act": setting(slots=9)}
@@ -32,7 +33,7 @@ class Scaler(Reconciler[Machine]):
             if doc["spec"][name] != wanted:
                 fixed = {**doc, "spec": {**doc["spec"], name: wanted}, "status": {}}
                 fixed["metadata"] = {**doc["metadata"], "resourceVersion": 0}
-                write = StoreWrite(fixed, frozenset({f"spec.{name}"}), resource.metadata.uid)
+                write = StoreWrite(fixed, frozenset({"spec.slots", "spec.notes"}), resource.metadata.uid)
                 fields = {f"spec.{name}": (doc["spec"][name], wanted)}
                 changes.append(store_change("update", resource.key, write, fields=fields))
         return Plan(tuple(changes[:1]), again=0.2)
@@ -90,7 +91,7 @@ def test_two_runs_do_not_pull_at_one_field(plain: Workshop) -> None:
     plain.run("first", steps=[GROW, ASK])
     plain.until_phase("first", "Waiting")
     plain.run("second", steps=[{"name": "grow", "act": setting(slots=3)}])
-    assert "is held by run run:ops/first" in plain.until_phase("second", "Failed")["message"]
+    assert "is held by run ops/first" in plain.until_phase("second", "Failed")["message"]
     assert slots(plain) == 9
     plain.run("third", steps=[{"name": "off", "act": setting(power="off")}])
     plain.until_phase("third", "Succeeded")
@@ -138,3 +139,43 @@ def test_no_hold_outlives_its_run(plain: Workshop, way: str) -> None:
     plain.until_phase("r", "Succeeded", "Failed", "Cancelled")
     with sqlite3.connect(plain.data / "ground.db") as conn:
         assert conn.execute("select count(*) from holds").fetchone() == (0,)
+
+
+def test_a_service_follows_while_its_field_is_held(tmp_path: Path) -> None:
+    """The hold keeps others from the field; making it true is what the Run waits for."""
+    with federation(tmp_path) as fed:
+        fed.sites("a", "b")
+        fed.apply("Account", "ada", {"groups": []})
+        fed.apply("RoleBinding", "ada", {"role": "operator", "subjects": ["user:ada"]})
+        fed.service("web")
+        fed.until_ready("Service", "web", "alpha")
+        grow = {"set": {"kind": "Service", "name": "web", "fields": {"spec.replicas": 3}}}
+        grown = {"kind": "Service", "name": "web", "until": "resource.status.ready == 3"}
+        steps = [{"name": "grow", "act": grow}, {"name": "grown", "wait": grown}, ASK]
+        fed.apply("Run", "r", {"steps": steps}, "alpha")
+        fed.until(lambda: (fed.get("Run", "r", "alpha") or {})["status"].get("phase") == "Waiting")
+        unit = fed.units()[0]
+        fed.host(next(n for n in fed.hosts if any(u.id == unit.id for u in fed.units(n)))).kill(unit.id)
+        fed.until(lambda: fed.hosts_unit(unit.id).state == "running" and fed.hosts_unit(unit.id).starts > unit.starts)
+        assert len(fed.units()) == 3
+
+
+def test_nor_is_it_removed_by_its_maker(tmp_path: Path) -> None:
+    """A reconciler that wants the whole resource gone waits as well."""
+
+    class Remover(Scaler):
+        """Wants machines gone that have nine slots."""
+
+        def plan(self, resource: Machine, look: Look) -> Plan:
+            if resource.spec.slots != 9:
+                return Plan()
+            write = StoreWrite(uid=resource.metadata.uid)
+            return Plan((store_change("delete", resource.key, write, destructive=True),))
+
+    with workshop(tmp_path, (Remover(),)) as shop:
+        shop.run("r", steps=[GROW, ASK])
+        shop.until_phase("r", "Waiting")
+        shop.until(lambda: condition(shop.get("Machine", "m1"), "HeldByRun")["status"] == "True")
+        shop.ask("approve", "r")
+        shop.until_phase("r", "Succeeded")
+        shop.until(lambda: shop.runtime.store.get(MACHINE) is None)
