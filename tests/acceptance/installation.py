@@ -99,7 +99,8 @@ class Installation:
             self.start_agent(site)
         self.serve()
         self.login()
-        self.apply(*(self.site(name) for name in sites))
+        for name in sites:
+            self.apply(self.site(name))
         for name in sites:
             self.until_ready("sites", name)
         return self
@@ -361,11 +362,29 @@ class Installation:
         found = self.ok("GET", f"/api/v1/events?{query}")["items"]
         return [e for e in found if not reason or e["reason"] == reason]
 
-    def repository(self, name: str) -> Repository:
-        """A repository whose pushes are told to the Source of the same name."""
+    def source(self, name: str, role: str = "admin", **spec: Any) -> Repository:
+        """A repository and its Source, which looks by itself only once an hour; every push is told to it."""
         made = Repository(self.root, name)
+        made.push({"README.md": "what should be here\n"}, message="begin")
+        binding = {"role": role, "subjects": [f"source:{name}"]}
+        given = {"repository": made.url, "interval": 3600, "webhookSecret": "secret:webhook/token", **spec}
+        self.apply(
+            self.document("RoleBinding", f"source-{name}", binding | spec.pop("binding", {})),
+            self.document("Source", name, {k: v for k, v in given.items() if k != "binding"}),
+        )
+        self.until_ready("sources", name)
         made.tell(f"{self.url}/hooks/gitlab/{name}", self.hook_token)
         return made
+
+    def applied(self, source: str, commit: str) -> Doc:
+        """Wait until a Source has done with a commit what it can; its status."""
+
+        def holds() -> Doc | None:
+            status = self.need("sources", source)["status"]
+            return status if status.get("commit") == commit else None
+
+        told = f"{source} applied {commit[:10]}"
+        return dict(until(holds, told, told=lambda: json.dumps(self.need("sources", source)["status"], indent=1)))
 
 
 def _environment(**given: str) -> dict[str, str]:

@@ -150,7 +150,7 @@ def test_a_server_killed_twenty_times_loses_nothing_and_doubles_nothing(alpha: I
     )
     for name in wanted:
         alpha.until_ready("services", name, "alpha")
-    assert {d["metadata"]["name"] for d in alpha.list("services", "alpha")} == set(wanted)
+    until(lambda: {d["metadata"]["name"] for d in alpha.list("services", "alpha")} == set(wanted), "the rest is gone")
     owned = sorted(d["status"]["unit"] for d in alpha.list("instances", "alpha"))
     on_disk = sorted(path.name for path in alpha.root.glob("sites/*/units/*"))
     assert owned == on_disk == sorted(u.unit for u in alpha.running()), (

@@ -27,7 +27,7 @@ def commits(before: str, after: str) -> list[dict[str, Any]]:
     span = [after] if before == ZERO else [f"{before}..{after}"]
     shape = RECORD + FIELD.join(("%H", "%B", "%cI", "%an", "%ae")) + FIELD
     found = []
-    for record in git("log", "--name-status", "-20", f"--format={shape}", *span).split(RECORD)[1:]:
+    for record in git("log", "--name-status", "--no-renames", "-20", f"--format={shape}", *span).split(RECORD)[1:]:
         sha, message, when, name, email, files = record.split(FIELD)
         listed = [line.split("\t") for line in files.split("\n") if "\t" in line]
         found.append(

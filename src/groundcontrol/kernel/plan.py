@@ -140,7 +140,7 @@ def over_limit(limit: Limit, value: str, spent: Spent, wanted: int) -> str:
     """Why `wanted` more would be too many, as a sentence; empty when they may pass."""
     after = spent.used + wanted
     where = f"{limit.scope} {value}" if value else limit.scope
-    window = f"{limit.window / 60:g} minutes"
+    window = f"{limit.window / 60:g} minutes" if limit.window >= 60 else f"{limit.window:g} seconds"
     if after > limit.count:
         return f"{after} deletions in {where} within {window}, {limit.count} allowed"
     if after > limit.floor and spent.total and after > limit.share * spent.total:

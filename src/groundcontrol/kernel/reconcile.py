@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from groundcontrol.kernel.claims import Claim, claims_of
+from groundcontrol.kernel.errors import GroundError
 from groundcontrol.kernel.guard import Scope
 from groundcontrol.kernel.plan import STORE, Change, Plan, Target
 from groundcontrol.kernel.resource import Condition, Doc, Key, Resource, Status, Truth
@@ -192,6 +193,9 @@ class Reconciler(Generic[R]):
     def told_on(self, resource: R, change: Change) -> Key:
         """The resource on whose timeline a change is told."""
         return resource.key
+
+    def refused(self, resource: R, change: Change, error: GroundError) -> None:
+        """Told of each change that was not admitted, before `report`; the same one may be told again."""
 
     def authorise(self, tx: Tx, resource: R, change: Change) -> None:
         """Raise Forbidden when a change of the store is not this reconciler's to make; inside the transaction."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic.alias_generators import to_camel
 
-from groundcontrol.kernel.errors import Invalid, NotFound, Problem, TooLarge
+from groundcontrol.kernel.errors import GroundError, Invalid, NotFound, Problem, TooLarge
 from groundcontrol.kernel.manifest import Document, load_documents
 from groundcontrol.kernel.plan import Change, Plan
 from groundcontrol.kernel.reconcile import StoreWrite, store_change
@@ -492,6 +492,17 @@ def _not_ours(wanted: Wanted, old: Doc) -> Trouble:
         f'rename it, or take it over with the annotation {ADOPT}: "true"',
         *(key.kind, key.path),
     )
+
+
+def refusals(refused: Mapping[Key, GroundError], desired: Desired | None) -> list[Trouble]:
+    """What was planned and not admitted, where the files say it."""
+    found: list[Trouble] = []
+    for key, error in refused.items():
+        wanted = desired.resources.get(key) if desired else None
+        file, line = (wanted.file, wanted.declared.line) if wanted else ("", 0)
+        problems = error.problems or (Problem(error.message),)
+        found += [Trouble(p.message, file, line, p.path, p.remedy, key.kind, key.path) for p in problems]
+    return sorted(found, key=lambda t: (t.file, t.line, t.name))
 
 
 def owner_of(doc: Doc) -> str:

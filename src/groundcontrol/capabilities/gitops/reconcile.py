@@ -20,10 +20,11 @@ from groundcontrol.capabilities.gitops.logic import (
     kinds_version,
     parse_tree,
     plan_changes,
+    refusals,
 )
 from groundcontrol.capabilities.gitops.webhooks import parse_push
 from groundcontrol.kernel.access import Access
-from groundcontrol.kernel.errors import Forbidden, GroundError, Invalid, NotFound, Unavailable
+from groundcontrol.kernel.errors import Conflict, Forbidden, GroundError, Invalid, NotFound, Unavailable
 from groundcontrol.kernel.guard import Scope
 from groundcontrol.kernel.plan import Change, Plan
 from groundcontrol.kernel.reconcile import Look, Reconciler, Report, StoreWrite, conditions, store_key
@@ -51,6 +52,8 @@ class _State:
     desired: Desired | None = None
     parsed_for: tuple[str, ...] = ()
     outcome: Outcome | None = None
+    refused: dict[Key, GroundError] = field(default_factory=dict)
+    """What of the plan was not admitted."""
     rewritten: bool = False
     commits: list[SourceCommit] = field(default_factory=list)
 
@@ -85,6 +88,7 @@ class SourceReconciler(Reconciler[Source]):
 
     def plan(self, resource: Source, look: Look) -> Plan:
         spec, state = resource.spec, self._states.setdefault(resource.metadata.name, _State())
+        state.refused = {}
         if spec.suspend or resource.deleting:
             state.outcome = None
             return Plan(waiting="it is suspended" if spec.suspend else "")
@@ -195,6 +199,10 @@ class SourceReconciler(Reconciler[Source]):
         after = write.doc if change.verb != "delete" else None
         self._access.admit(tx, subject_of(resource), change.verb, key, tx.get(key), after)
 
+    def refused(self, resource: Source, change: Change, error: GroundError) -> None:
+        if not isinstance(error, Conflict):  # that is another one's haste, and over when it is tried again
+            self._states.setdefault(resource.metadata.name, _State()).refused[store_key(change.target)] = error
+
     # ── telling ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def report(self, resource: Source, plan: Plan, look: Look) -> Report:
@@ -206,7 +214,7 @@ class SourceReconciler(Reconciler[Source]):
         status.fetched_commit, status.commits, status.rewritten = state.commit, state.commits, state.rewritten
         if not state.error and (not status.fetched_at or status.commit != state.commit):
             status.fetched_at = now(state.fetched)
-        troubles = state.outcome.troubles if state.outcome else ()
+        troubles = [*(state.outcome.troubles if state.outcome else ()), *refusals(state.refused, state.desired)]
         status.problem_count = len(troubles)
         status.problems = [
             SourceProblem(file=t.file, line=t.line, kind=t.kind, name=t.name, message=_said(t), remedy=t.remedy)

@@ -30,6 +30,10 @@ def _condition(status: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
     return next((c for c in status.get("conditions", ()) if c["type"] == type_), none)
 
 
+_MEANT = ("Progressing", "Starting", "NotLooked", "Held")
+"""Why a service is not Ready though nothing failed: somebody wants it otherwise, and it is on its way or waits."""
+
+
 def service_trouble(doc: Mapping[str, Any], failure_told: str) -> Trouble | None:
     """The trouble of a service that was well before, or that failed since `failure_told`; None when there is none.
 
@@ -40,7 +44,7 @@ def service_trouble(doc: Mapping[str, Any], failure_told: str) -> Trouble | None
     failed = failure.get("time", "")
     if not status.get("goodRevision") or doc["metadata"]["deletionTimestamp"]:
         return None
-    bad = ready["status"] != "True" and ready["reason"] not in ("Progressing", "Starting", "NotLooked")
+    bad = ready["status"] != "True" and ready["reason"] not in _MEANT
     if bad and available["status"] != "True":
         word = "is down" if available["status"] == "False" else "may be down"
         severity: Severity = "critical" if available["status"] == "False" else "warning"
