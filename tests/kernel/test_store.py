@@ -11,7 +11,16 @@ import pytest
 import sqlalchemy as sa
 
 from groundcontrol.kernel import tables
-from groundcontrol.kernel.errors import AlreadyExists, Conflict, Fenced, NotFound, OutcomeUnknown, TooOld, Unavailable
+from groundcontrol.kernel.errors import (
+    AlreadyExists,
+    Conflict,
+    Fenced,
+    GroundError,
+    NotFound,
+    OutcomeUnknown,
+    TooOld,
+    Unavailable,
+)
 from groundcontrol.kernel.resource import Key
 from groundcontrol.kernel.store import Store, Subscription
 from groundcontrol.kernel.tx import Event, Tx
@@ -151,6 +160,20 @@ def test_a_watcher_that_fails_stops_nobody(store: Store) -> None:
     for n in range(3):
         store.write(lambda tx, n=n: (tx.create(thing(f"t{n}")), tx.event(key(f"t{n}"), "u", "Made", "it")))
     assert [e.seq for e in drain(heard)] == [1, 2, 3]
+
+
+def test_a_listener_that_writes_is_told_so_and_hangs_nobody(store: Store) -> None:
+    told: list[Exception] = []
+
+    def writes() -> None:
+        try:
+            store.write(lambda tx: None)
+        except GroundError as error:
+            told.append(error)
+
+    store.on_facts(writes)
+    store.write(lambda tx: tx.event(key("a"), "u", "Made", "it"), timeout=BOUND)
+    assert "submit" in str(told[0])
 
 
 def test_what_was_given_up_waiting_for_is_not_written(store: Store) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from groundcontrol.kernel.errors import Unavailable
 from groundcontrol.kernel.plan import Target
-from groundcontrol.kernel.world import Item, Seen, Watching, World
+from groundcontrol.kernel.world import Item, Seen, Snapshot, Watching, World
 from tests.kernel.outside import FAST, Outside, until
 
 NAMES = [f"t{n}" for n in range(10)]
@@ -217,6 +218,13 @@ def test_stale_knowledge_is_unknown_with_reason_and_age() -> None:
     watched.outside.hook = lambda call, moment, id_: None
     until(lambda: watched.seen("t1").truth == "present")
     watched.world.close()
+
+
+def test_knowledge_has_an_age_even_before_anybody_notices() -> None:
+    snapshot = Snapshot("site/a", complete=True, ended=100.0, reachable=True)
+    assert snapshot.trusted(now=115.0, stale_after=15.0)
+    assert not snapshot.trusted(now=116.0, stale_after=15.0)
+    assert not replace(snapshot, held="half vanished").trusted(now=100.0, stale_after=15.0)
 
 
 def test_a_wait_that_answers_does_not_make_an_old_listing_fresh() -> None:

@@ -11,6 +11,7 @@ thing itself, so that a create is found again and never repeated blindly.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -85,10 +86,15 @@ def claims_of(conn: sa.Connection, owner_uid: str, *, duplicates: bool = False) 
     return {c.target: c for c in found if (c.target in twice) == duplicates}
 
 
-def owners_at(conn: sa.Connection, driver: str) -> dict[tuple[str, str], str]:
-    """(type, id) to owner uid, for everything claimed at one driver instance."""
-    rows = conn.execute(sa.select(_c.c.type, _c.c.id, _c.c.owner_uid).where(_c.c.driver == driver))
-    return {(r.type, r.id): r.owner_uid for r in rows}
+def owners_at(
+    conn: sa.Connection, driver: str, only: Collection[tuple[str, str]] | None = None
+) -> dict[tuple[str, str], str]:
+    """(type, id) to owner uid, for everything claimed at one driver instance, or only for some of it."""
+    query = sa.select(_c.c.type, _c.c.id, _c.c.owner_uid).where(_c.c.driver == driver)
+    if only is not None and len(only) <= 500:
+        query = query.where(_c.c.id.in_({id_ for _, id_ in only}))
+    owners = {(r.type, r.id): r.owner_uid for r in conn.execute(query)}
+    return owners if only is None else {thing: uid for thing, uid in owners.items() if thing in only}
 
 
 def _where_claim(statement: Any, target: Target, field: str) -> Any:

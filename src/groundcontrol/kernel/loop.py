@@ -423,8 +423,7 @@ class Controller:
         if prefix in self._instance_kinds:
             self.wake_world(Key(self._instance_kinds[prefix], "", rest))
         with self.store.reading() as conn:
-            owners = owners_at(conn, name)
-        uids = set(owners.values()) if things is None else {owners[t] for t in things if t in owners}
+            uids = set(owners_at(conn, name, things).values())
         for uid in uids:
             entry = self.store.by_uid(uid)
             if entry:

@@ -179,6 +179,8 @@ class Store:
 
     def write(self, act: Callable[[Tx], T], timeout: float = 60.0) -> T:
         """Run `act` in the next group commit; returns its result once that is durable, or raises what it raised."""
+        if threading.current_thread() is self._writer:
+            raise GroundError("a listener of the store waits for a write it itself holds up; hand it in with `submit`")
         future = self.submit(act)
         try:
             return future.result(timeout)

@@ -125,7 +125,7 @@ def effects_in(directory: Path) -> list[list[str]]:
 
 
 CASES = [
-    pytest.param(f, p, marks=[] if f == "neither" or p == "change" else pytest.mark.slow)
+    pytest.param(f, p, marks=[] if p == "change" or (f, p) == ("fences", "delete") else pytest.mark.slow)
     for f in FENCING
     for p in PHASES
 ]
