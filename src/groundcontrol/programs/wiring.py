@@ -36,6 +36,7 @@ def backend(runtime: Runtime) -> Backend:
         ledger=_Ledger(runtime) if runtime.ledger else None,
         actions=actions,
         plans=runtime.plans,
+        limits=runtime.limits,
         source_plan=lambda subject, body: preview_plan(runtime, subject, body),
         hooks=lambda provider, name, headers, body: hook(runtime, provider, name, headers, body),
         log_reader=lambda key, index, offset: read_log(runtime, key, index, offset),

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from groundcontrol.kernel.access import Access
 from groundcontrol.kernel.accounts import Accounts
+from groundcontrol.kernel.plan import Limit
 from groundcontrol.kernel.resource import Doc, Key, Kinds
 from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.store import Store
@@ -64,6 +65,8 @@ class Backend:
     actions: Mapping[tuple[str, str], Action] = field(default_factory=dict)
     """(kind, verb) to what does it."""
     plans: PlanBoard | None = None
+    limits: tuple[Limit, ...] = ()
+    """What bounds the deletions one person asks for by hand."""
     source_plan: SourcePlan | None = None
     hooks: Hook | None = None
     log_reader: LogReader | None = None

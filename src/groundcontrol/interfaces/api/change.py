@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from groundcontrol.kernel.access import Access
 from groundcontrol.kernel.errors import AlreadyExists, Conflict, Forbidden, GroundError, Invalid, NotFound, Problem
+from groundcontrol.kernel.guard import charge
+from groundcontrol.kernel.plan import STORE, Change, Limit, Target
 from groundcontrol.kernel.resource import Doc, Key, Kinds, did_you_mean, field_changes, key_of
 from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.tx import SERVER, Tx, managed_paths, part
@@ -128,8 +130,11 @@ def wish(kinds: Kinds, raw: Any, kind: str = "", namespace: str = "", name: str 
 class Changer:
     """Changes by one subject inside one transaction."""
 
-    def __init__(self, tx: Tx, access: Access, subject: Subject, manager: str = "") -> None:
+    def __init__(
+        self, tx: Tx, access: Access, subject: Subject, manager: str = "", limits: tuple[Limit, ...] = ()
+    ) -> None:
         self._tx = tx
+        self._limits = limits
         self._access = access
         self._subject = subject
         self._manager = manager or subject.name
@@ -193,6 +198,11 @@ class Changer:
         self._refuse_source_deletion(key, old)
         if key.kind == "Namespace":
             self._must_be_empty(key.name)
+        if not old["metadata"]["deletionTimestamp"]:
+            uid = old["metadata"]["uid"]
+            fields = {"metadata.uid": (uid, None)}
+            deletion = Change(Target(STORE, key.kind, key.path), "delete", fields, destructive=True)
+            charge(self._tx, self._subject.name, deletion, self._limits)
         new = self._tx.delete(key)
         gone = self._tx.get(key) is None
         self._record("delete", "Deleted" if gone else "DeletionAsked", new, {})

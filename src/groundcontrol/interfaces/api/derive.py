@@ -134,7 +134,7 @@ async def _get(kind: str, call: Call) -> Response:
 
 async def _changed(call: Call, act: Any, *, created: bool = False) -> Response:
     """Run one change, for real or not, and answer with the document."""
-    found: change.Changed = await commit(call, lambda tx: act(change.Changer(tx, call.backend.access, call.subject)))
+    found: change.Changed = await commit(call, lambda tx: act(_changer(tx, call)))
     status = 201 if created and not call.query["dryRun"] else 202 if found.result == "deleting" else 200
     return document(found.doc, status, dry_run=call.query["dryRun"])
 
@@ -177,6 +177,10 @@ async def _patch(kind: str, call: Call) -> Response:
     return await _changed(call, lambda changer: changer.patch(key, wanted.raw))
 
 
+def _changer(tx: Tx, call: Call, manager: str = "") -> change.Changer:
+    return change.Changer(tx, call.backend.access, call.subject, manager, call.backend.limits)
+
+
 async def _delete(kind: str, call: Call) -> Response:
     key = call.key(kind)
     return await _changed(call, lambda changer: changer.delete(key))
@@ -200,8 +204,7 @@ async def _apply(call: Call) -> Response:
         raise Invalid(problems=tuple(problems[:100]))
 
     def act(tx: Tx) -> list[change.Changed]:
-        changer = change.Changer(tx, call.backend.access, call.subject, manager)
-        return changer.apply_all(wishes)
+        return _changer(tx, call, manager).apply_all(wishes)
 
     return encoded(
         change.as_results(await commit(call, act)), dry_run=call.query["dryRun"], event=call.backend.store.sequence
