@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from groundcontrol.kernel.resource import Doc, Key, seconds
 T = TypeVar("T")
 STATES = ("held", "approved", "refused")
 SERVERS = ("gitlab", "github", "gitea")
+_SCOPE = re.compile(r"(source|kind|site|namespace|group|subject):[^\s]{1,200}|all:")
+"""Ids of Plans are the scopes they are held in."""
 
 
 def operations() -> Iterator[Operation]:
@@ -103,13 +106,25 @@ async def _answering(call: Call) -> tuple[PlanBoard, str]:
     return _board(call), call.path["id"]
 
 
+async def _bounding(call: Call) -> tuple[PlanBoard, str]:
+    """As `_answering`; a bound may also be given ahead of any held Plan, by who may approve on the whole platform."""
+    identity = call.path["id"]
+    try:
+        return await _answering(call)
+    except NotFound:
+        if not _SCOPE.fullmatch(identity):
+            raise
+        call.backend.access.require(call.subject, "approve", "Plan", name=identity)
+        return _board(call), identity
+
+
 async def _approve(call: Call) -> Response:
     given = await call.json_object("digest", "bound", "reason")
     digest, reason, bound = body.text(given, "digest", 200), body.text(given, "reason", 1000), given.get("bound")
     if bool(digest) == (bound is not None):
         raise Invalid(problems=(Problem("give either digest or bound", "digest"),))
     limits = _bound(bound, reason) if bound is not None else None
-    board, identity = await _answering(call)
+    board, identity = await (_answering(call) if limits is None else _bounding(call))
     if limits is None:
         return await _answer(call, "approve", lambda: board.approve(identity, digest, call.subject, reason))
     verb, count, until = limits
