@@ -109,9 +109,9 @@ class Federation:
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def until(self, holds: Callable[[], Any], what: str = "") -> Any:
+    def until(self, holds: Callable[[], Any], what: str = "", seconds: float = PATIENCE) -> Any:
         """Wait until `holds()` is true and return it; tell what is there when it never is."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := holds():
                 return found
@@ -121,9 +121,9 @@ class Federation:
     def until_ready(self, kind: str, name: str, namespace: str = "", status: str = "True") -> None:
         self.until(lambda: self.ready(kind, name, namespace)[0] == status, f"{kind} {name} Ready={status}")
 
-    def settled(self, quiet: float = 0.3) -> None:
+    def settled(self, quiet: float = 0.3, seconds: float = PATIENCE) -> None:
         """Wait until nothing happened for a while: for tests that nothing more happens."""
-        deadline, since, last = time.monotonic() + PATIENCE, time.monotonic(), -1
+        deadline, since, last = time.monotonic() + seconds, time.monotonic(), -1
         while time.monotonic() < deadline:
             if self.runtime.store.sequence != last:
                 last, since = self.runtime.store.sequence, time.monotonic()

@@ -151,11 +151,13 @@ def test_a_server_killed_twenty_times_loses_nothing_and_doubles_nothing(alpha: I
     for name in wanted:
         alpha.until_ready("services", name, "alpha")
     until(lambda: {d["metadata"]["name"] for d in alpha.list("services", "alpha")} == set(wanted), "the rest is gone")
-    owned = sorted(d["status"]["unit"] for d in alpha.list("instances", "alpha"))
-    on_disk = sorted(path.name for path in alpha.root.glob("sites/*/units/*"))
-    assert owned == on_disk == sorted(u.unit for u in alpha.running()), (
-        "a unit for every owner, an owner for every unit"
-    )
+
+    def owned_exactly() -> bool:
+        owned = sorted(d["status"].get("unit", "") for d in alpha.list("instances", "alpha"))
+        on_disk = sorted(path.name for path in alpha.root.glob("sites/*/units/*"))
+        return owned == on_disk == sorted(u.unit for u in alpha.running())
+
+    until(owned_exactly, "a unit for every owner, an owner for every unit", told=lambda: told(alpha))
     assert {d["status"]["starts"] for d in alpha.list("instances", "alpha")} == {1}
     assert not [s for d in alpha.list("sites") for s in d["status"]["strays"]]
     heard = Counter[tuple[str, str]]()

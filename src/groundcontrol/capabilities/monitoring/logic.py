@@ -44,12 +44,15 @@ def service_trouble(doc: Mapping[str, Any], failure_told: str) -> Trouble | None
     failed = failure.get("time", "")
     if not status.get("goodRevision") or doc["metadata"]["deletionTimestamp"]:
         return None
-    bad = ready["status"] != "True" and ready["reason"] not in _MEANT
+    # A change that is held covers what else Ready would say; being down is trouble all the same.
+    down = ready["reason"] == "Held" and available["status"] == "False"
+    bad = ready["status"] != "True" and (ready["reason"] not in _MEANT or down)
+    text = available["message"] if down else ready["message"]
     if bad and available["status"] != "True":
         word = "is down" if available["status"] == "False" else "may be down"
         severity: Severity = "critical" if available["status"] == "False" else "warning"
         since = available["lastTransitionTime"] or ready["lastTransitionTime"]
-        return Trouble(severity, f"{name} {word}", ready["message"], since, failed)
+        return Trouble(severity, f"{name} {word}", text, since, failed)
     if bad:
         return Trouble("warning", f"{name} is impaired", ready["message"], ready["lastTransitionTime"], failed)
     if failed and failed > failure_told:
