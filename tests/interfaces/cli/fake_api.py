@@ -30,7 +30,7 @@ def _kind(
         "columns": [{"title": t, "path": p, "wide": w} for t, p, w in columns],
         "versions": ["ground/v1"],
         "schema": more.pop("schema", {"type": "object", "properties": {}}),
-        "actions": [],
+        "actions": more.pop("actions", []),
         **more,
     }
 
@@ -58,7 +58,14 @@ SERVICE_SCHEMA = {
 
 KINDS = [
     _kind("Namespace", "namespaces", "ns", False, []),
-    _kind("Site", "sites", "", False, [("Ready", "conditions.Ready", False), ("Region", "spec.region", True)]),
+    _kind(
+        "Site",
+        "sites",
+        "",
+        False,
+        [("Ready", "conditions.Ready", False), ("Region", "spec.region", True)],
+        actions=["confirm-loss"],
+    ),
     _kind(
         "Service",
         "services",
@@ -196,7 +203,7 @@ class FakeApi:
             items = self.events if path == "/events" else self.audit
             after = int(request.query.get("since") or 0)
             return {"items": [item for item in items if item["seq"] > after]}
-        if path.startswith("/tokens/"):
+        if path.startswith(("/tokens/", "/accounts/")):
             return {}
         if path.startswith("/plans"):
             return self._plans(method, path, request)
@@ -232,7 +239,7 @@ class FakeApi:
         return {"key": shown, "result": verdict, "fields": fields, "resourceVersion": self.seq}
 
     def _resources(self, request: Request, path: str) -> Any:
-        match = re.fullmatch(r"(?:/namespaces/([^/]+)(?=/))?/([a-z]+)(?:/([^/]+))?(?:/actions/([a-z]+))?", path)
+        match = re.fullmatch(r"(?:/namespaces/([^/]+)(?=/))?/([a-z]+)(?:/([^/]+))?(?:/actions/([a-z-]+))?", path)
         kind = next((k for k in KINDS if match and k["plural"] == match[2]), None)
         if match is None or kind is None:
             raise Answer(404, "NotFound", f"nothing at {path}")

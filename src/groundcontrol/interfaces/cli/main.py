@@ -45,6 +45,7 @@ SECTIONS = {
         "login": Lazy("login", "Sign in and keep the token."),
         "logout": Lazy("login", "Revoke and forget the token."),
         "whoami": Lazy("login", "Who the server says you are."),
+        "password": Lazy("password", "Change your password, or set somebody's."),
         "token": Lazy("tokens", "Tokens for programs."),
         "config": Lazy("contexts", "Servers and the one in use."),
         "completion": Lazy("completion", "Completion for bash, zsh or fish."),
