@@ -14,11 +14,11 @@ import pytest
 
 from groundcontrol.kernel.errors import OutcomeUnknown, Unavailable
 from groundcontrol.kernel.loop import PERSON, RESYNC, WORLD, Controller, Pace
-from groundcontrol.kernel.plan import STORE
-from groundcontrol.kernel.reconcile import Reconciler
+from groundcontrol.kernel.plan import STORE, Plan
+from groundcontrol.kernel.reconcile import Look, Reconciler, StoreWrite, store_change
 from groundcontrol.kernel.resource import Key, condition
 from groundcontrol.kernel.store import Store
-from groundcontrol.kernel.turn import Outcome
+from groundcontrol.kernel.turn import Outcome, Turns
 from groundcontrol.kernel.world import World
 from tests.kernel.outside import FAST, QUICK, Outside, Rig, until
 from tests.kernel.things import Thing, key, store_at, thing
@@ -530,6 +530,35 @@ def test_what_never_converges_does_not_spin(tmp_path: Path) -> None:
     time.sleep(1.0)
     assert len(rig.reconciler.looks) < 250
     rig.close()
+
+
+class Restless(Reconciler[Thing]):
+    """Writes the same once more at every look, and will never see that it is so."""
+
+    name = "restless"
+    kind = Thing
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def plan(self, resource: Thing, look: Look) -> Plan:
+        self.looks += 1
+        write = StoreWrite(doc=thing(resource.metadata.name))
+        return Plan((store_change("update", resource.key, write, fields={"spec.colour": (None, "red")}),))
+
+
+def test_the_same_write_again_and_again_does_not_spin(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    world, restless = World(FAST, lambda name, items: None), Restless()
+    pace = Pace(workers=2, backoff=0.2, backoff_max=0.4)
+    controller = Controller(store, world, Turns(store, world, ()), [restless], pace)
+    controller.start()
+    store.write(lambda tx: tx.create(thing("a")))
+    until(lambda: restless.looks > 1)
+    time.sleep(1.0)
+    assert restless.looks < 20
+    controller.stop()
+    store.close()
 
 
 def test_a_dead_site_costs_few_calls(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from groundcontrol.kernel import guard, tables
+from groundcontrol.kernel.claims import open_intent
 from groundcontrol.kernel.errors import GroundError, Invalid, OutcomeUnknown, Unavailable
 from groundcontrol.kernel.plan import Change, Plan, Target
 from groundcontrol.kernel.reconcile import Look, Report
@@ -87,6 +89,18 @@ def test_a_second_look_writes_nothing(rigs: Make) -> None:
     assert (rig.store.sequence, rig.store.fact_sequence) == before
 
 
+def test_a_plan_for_what_has_changed_meanwhile_is_made_again(rigs: Make) -> None:
+    rig = rigs()
+    rig.make("a", names=["x"])
+    left = ["y"]
+    rig.reconciler.before_plan = lambda resource: rig.change("a", names=[left.pop()]) if left else None
+    assert rig.turn("a").again
+    assert rig.outside.effects() == []
+    assert rig.claimed() == set()
+    rig.turns_until_quiet("a")
+    assert rig.outside.things() == {"y": "red"}
+
+
 # ── outcomes that are not known ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -122,6 +136,27 @@ def test_an_unknown_create_blocks_another_one_for_the_settle_time(rigs: Make) ->
     until(lambda: rig.ready("a"))
     assert calls[1] - calls[0] >= 1.0
     assert rig.outside.effects("create") == ["a"]
+
+
+def test_the_call_of_a_dead_worker_may_have_been_sent_until_we_started(rigs: Make) -> None:
+    rig = rigs(outsides={"site/a": Outside("neither")}, settle=1.0)
+    uid = rig.make("a")["metadata"]["uid"]
+    change = Change(Target("site/a", "thing", "a"), "create", {"thing": (None, "a")})
+
+    def left_behind(tx: Any) -> None:
+        open_intent(tx, change, key("a"), uid)
+        tx.conn.execute(sa.update(tables.intents).values(opened=tx.time - 3600))
+
+    rig.store.write(left_behind)
+    rig.close()
+    rig.outside.closed = False
+    began = time.monotonic()
+    rig.open()
+    calls: list[float] = []
+    rig.outside.hook = lambda call, moment, id_: calls.append(time.monotonic()) if call == "create" else None
+    rig.start()
+    until(lambda: calls)
+    assert calls[0] - began >= 1.0
 
 
 def test_what_was_made_twice_is_found_by_its_key_and_waits_for_a_person(
