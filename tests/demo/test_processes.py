@@ -73,7 +73,8 @@ def test_children_are_started_stopped_and_listed(tmp_path: Path) -> None:
     assert (tmp_path / "two.log").read_text() == "said\n"
     recorded = json.loads((tmp_path / "running.json").read_text())
     assert recorded["boot"] == processes.boot_id()
-    assert list(known(one) or ()) in recorded["processes"]
+    assert recorded["processes"]["one"] == list(known(one) or ())
+    assert recorded["processes"]["demo"] == list(known(os.getpid()) or ())
     children.stop(["one"], 5)
     assert gone(one)
     assert children.names() == []
@@ -98,15 +99,15 @@ def test_what_a_killed_demonstration_left_is_found(
     # None of these is ours: another directory, an editor on a file of ours, a later process with a known id.
     started(SLEEPER, **{MARK: f"{tmp_path}-other"})
     started(SLEEPER, GROUND_DIR=f"{tmp_path}-other/sites/bari")
-    started([*SLEEPER, f"{tmp_path}/ground.yaml"])
+    started([*SLEEPER, f"{tmp_path}/sites/bari/units/u1/log"])
     later = started(SLEEPER)
     record = tmp_path / "running.json"
     right, wrong = known(recorded.pid), known(later.pid)
     assert right
     assert wrong
-    listed = [list(right), [wrong.pid, wrong.ticks - 1]]
+    listed = {"server": right, "bari": [wrong.pid, wrong.ticks - 1]}
     record.write_text(json.dumps({"boot": processes.boot_id(), "processes": listed}))
-    left = processes.left_by_last(tmp_path, record)
+    left = processes.left_by_last(tmp_path, tmp_path / "sites", record)
     assert {one.pid for one in left} == {marked.pid, unit.pid, recorded.pid, keeper.pid}
 
 
@@ -116,10 +117,10 @@ def test_a_record_of_another_boot_means_nothing(
     record = tmp_path / "running.json"
     one = known(started(SLEEPER).pid)
     assert one
-    record.write_text(json.dumps({"boot": "another", "processes": [list(one)]}))
-    assert processes.left_by_last(tmp_path, record) == set()
+    record.write_text(json.dumps({"boot": "another", "processes": {"server": one}}))
+    assert processes.left_by_last(tmp_path, tmp_path / "sites", record) == set()
     record.write_text("half writ")
-    assert processes.left_by_last(tmp_path, record) == set()
+    assert processes.left_by_last(tmp_path, tmp_path / "sites", record) == set()
 
 
 def test_end_ends_also_what_ignores_being_asked(started: Callable[..., subprocess.Popen[bytes]]) -> None:

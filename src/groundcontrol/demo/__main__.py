@@ -89,15 +89,14 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 def _run(place: Place, once: bool, teller: Teller, steps: list[dict[str, Any]]) -> None:
     """Bring the world up, play, stay (unless `once`), and take it down again whatever happens."""
     teller.title(f"Ground Control demonstration in {place.root}")
-    left = processes.left_by_last(place.root, place.running)
+    left = processes.left_by_last(place.root, place.sites, place.running)
     if left:
         teller.say(f"ending {len(left)} processes that a demonstration which was killed has left here")
         processes.end(left)
     processes.become_subreaper()
     # Every run begins with an empty server and empty sites; the repository, keys and ports stay.
-    for old in (place.root / "data", place.root / "sites"):
-        shutil.rmtree(old, ignore_errors=True)
-    (place.root / "sites").mkdir(mode=0o711)
+    shutil.rmtree(place.root / "data", ignore_errors=True)
+    place.make_sites()
     world = Federation(place)
     try:
         story = _set_up(world, teller)
@@ -110,6 +109,7 @@ def _run(place: Place, once: bool, teller: Teller, steps: list[dict[str, Any]]) 
             signal.signal(number, signal.SIG_IGN)
         teller.say("\nstopping server, agents and services …")
         world.stop()
+        place.remove_sites()
         teller.say("nothing is left running")
 
 
@@ -126,7 +126,7 @@ def _set_up(world: Federation, teller: Teller) -> Story | None:
         teller.judged(False, 0.0, f"the demonstration did not come up: {problem}")
         return None
     place = world.place
-    observer = Observer(place.root / "sites", place.origin, place.url, lambda: world.api.token, SOURCE)
+    observer = Observer(place.sites, place.origin, place.url, lambda: world.api.token, SOURCE)
     return Story(world, observer, teller)
 
 

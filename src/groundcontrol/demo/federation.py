@@ -111,7 +111,7 @@ class Federation:
         self.children.stop([SERVER], 10)
         self.children.stop(self.children.names(), 20)
         self.proxy.close()
-        processes.end(processes.descendants(os.getpid()) | processes.belonging(self.place.root))
+        processes.end(processes.descendants(os.getpid()) | processes.belonging(self.place.root, self.place.sites))
         processes.reap()
         self.place.running.unlink(missing_ok=True)
 

@@ -20,6 +20,8 @@ TOPOLOGY = {
     "recas": ("recas-ba", "2", "R7"),
 }
 REGIONS = {"cnaf": "north", "bari": "south", "recas": "south"}
+SERVES = {"cnaf": "alpha", "bari": "alpha", "recas": "beta"}
+"""Without root a site cannot keep the processes of two groups apart, and takes those of one only."""
 GROUPS = {
     "alpha": ("experiments/alpha", "ada", ("web", "portal", "archive")),
     "beta": ("experiments/beta", "bruno", ("slow", "echo", "ingest")),
@@ -112,7 +114,7 @@ accounts:
 observe:
   # Here a site counts as unreachable after seconds, so that the story can be watched.
   waitSeconds: 1
-  staleAfterSeconds: 3
+  staleAfterSeconds: 4
 secrets:
   # What Source and Sites name as secret:NAME/KEY.
   platform:
@@ -131,7 +133,7 @@ apiVersion: ground/v1
 kind: Site
 metadata:
   name: {site}
-  labels: {{country: it}}
+  labels: {{country: it, serves: {SERVES[site]}}}
 spec:
   driver: local
   # The demonstration's own proxy in front of the agent: what `cut` cuts.
@@ -177,6 +179,7 @@ metadata:
   labels: {{app: {name}}}
 spec:
 """
+_AT = "  placement: {{siteSelector: serves={namespace}}}\n"
 _HTTP = """\
   ports: {{http: 8080}}
   health: {{kind: http, path: /healthz, interval: 0.3, timeout: 1, failures: 2}}
@@ -185,33 +188,39 @@ _HTTP = """\
 """
 
 SERVICES: Mapping[str, str] = {
-    "alpha/web": _HEAD + "  sample: web\n" + _HTTP + "  files:\n    message.txt: {greeting}\n",
+    "alpha/web": _HEAD + "  sample: web\n" + _AT + _HTTP + "  files:\n    message.txt: {greeting}\n",
     "alpha/portal": _HEAD
     + "  # Starts once `web` is available; finds its addresses in endpoints.json and asks it at /backend.\n"
     + "  sample: web\n  dependsOn: [web]\n"
+    + _AT
     + _HTTP
     + '  files:\n    message.txt: "Portal: see /backend for what web says.\\n"\n',
     "alpha/archive": _HEAD
     + "  # Two replicas, never on one site: one of them outlives the loss of any site.\n"
-    + "  sample: web\n  replicas: 2\n  placement: {{spread: site}}\n"
+    + "  sample: web\n  replicas: 2\n  placement: {{siteSelector: serves={namespace}, spread: site}}\n"
     + _HTTP
     + "  files:\n    message.txt: {archive}\n",
     "beta/slow": _HEAD
     + "  # Answers three seconds after it was started.\n"
     + "  sample: slow\n"
+    + _AT
     + _HTTP.replace('VERSION: "{version}"', 'VERSION: "{version}", DELAY: "3"').replace(
         "failures: 2", "failures: 2, startPeriod: 10"
     )
     + '  files:\n    message.txt: "Slow but sure.\\n"\n',
     "beta/echo": _HEAD
     + "  # No HTTP: healthy while its TCP port takes connections.\n"
-    + "  sample: tcp\n  ports: {{tcp: 7000}}\n"
+    + "  sample: tcp\n"
+    + _AT
+    + "  ports: {{tcp: 7000}}\n"
     + "  health: {{kind: tcp, interval: 0.3, timeout: 1, failures: 2}}\n"
     + "  resources: {{cores: 0.25, memoryMb: 256}}\n"
     + '  env: {{{label}: {namespace}/{name}, VERSION: "{version}"}}\n',
     "beta/ingest": _HEAD
     + "  # Works for a second and is done.\n"
-    + "  sample: once\n  runOnce: true\n  restart: never\n"
+    + "  sample: once\n"
+    + _AT
+    + "  runOnce: true\n  restart: never\n"
     + "  resources: {{cores: 0.25, memoryMb: 256}}\n"
     + '  env: {{{label}: {namespace}/{name}, VERSION: "{version}", SECONDS: "1"}}\n',
 }

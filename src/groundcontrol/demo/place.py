@@ -7,7 +7,9 @@ import json
 import os
 import random
 import secrets
+import shutil
 import socket
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ PORTS = range(20_000, 32_000)
 """Below what Linux gives to outgoing connections, so that no passer-by sits on one of ours."""
 SERVER_PORT = 8440
 MARKER = "demo.json"
+ELSEWHERE = "ground-demo-sites-"
 
 
 class Busy(Exception):
@@ -43,9 +46,14 @@ class Place:
 
     # ------------------------------------------------------------------------------------------ paths
 
+    @property
+    def sites(self) -> Path:
+        """Where the agents keep their units, links resolved."""
+        return (self.root / "sites").resolve()
+
     def site(self, name: str) -> Path:
         """The folder an agent keeps its units in."""
-        return self.root / "sites" / name
+        return self.sites / name
 
     def agent_token(self, name: str) -> Path:
         return self.keys / f"{name}.token"
@@ -72,6 +80,26 @@ class Place:
         except OSError:
             raise Busy(f"a demonstration already runs in {self.root}; stop it with Ctrl-C where it runs") from None
 
+    def make_sites(self) -> None:
+        """An empty folder for the sites. As root, their units run under user ids of their own; where those cannot pass
+        (root's home is closed to everybody), the folder lies in /var/tmp and a link leads to it."""
+        self.remove_sites()
+        if os.geteuid() != 0 or _lets_others_pass(self.root):
+            (self.root / "sites").mkdir(mode=0o711)
+            return
+        elsewhere = Path(tempfile.mkdtemp(prefix=ELSEWHERE, dir="/var/tmp"))
+        (self.root / "sites").symlink_to(elsewhere)
+        elsewhere.chmod(0o711)
+
+    def remove_sites(self) -> None:
+        """What is left of the sites' folders."""
+        link = self.root / "sites"
+        if link.is_symlink():
+            if link.resolve().name.startswith(ELSEWHERE):
+                shutil.rmtree(link.resolve(), ignore_errors=True)
+            link.unlink()
+        shutil.rmtree(link, ignore_errors=True)
+
     def release(self) -> None:
         """Let another process take it."""
         os.close(self._lock)
@@ -80,8 +108,7 @@ class Place:
         """Folders, secrets, ports and networks. `passing`: any free port for the server will do."""
         marker = self.root / MARKER
         kept: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-        for folder in (self.logs, self.root / "sites"):
-            folder.mkdir(mode=0o711, exist_ok=True)
+        self.logs.mkdir(mode=0o700, exist_ok=True)
         self.keys.mkdir(mode=0o700, exist_ok=True)
         for file in (self.password, self.hook_token, *(self.agent_token(name) for name in SITES)):
             if not file.exists():
@@ -118,6 +145,10 @@ class Place:
         start = zlib.crc32(str(self.root).encode()) % 200
         free = [n for n in ((start + i) % 200 + 20 for i in range(200)) if n not in busy]
         return {site: f"127.{number}.0.0/16" for site, number in zip(SITES, free, strict=False)}
+
+
+def _lets_others_pass(folder: Path) -> bool:
+    return all(part.stat().st_mode & 0o001 for part in (folder, *folder.resolve().parents))
 
 
 def _is_free(port: int) -> bool:

@@ -117,33 +117,33 @@ class Children:
         return list(self._running)
 
     def _write(self) -> None:
-        listed = [known(p.pid) for p in self._running.values()]
-        content = {"boot": boot_id(), "demo": known(os.getpid()), "processes": [k for k in listed if k]}
+        listed = {name: known(p.pid) for name, p in self._running.items()} | {"demo": known(os.getpid())}
+        content = {"boot": boot_id(), "processes": {name: who for name, who in listed.items() if who}}
         beside = self._record.with_suffix(".new")
         beside.write_text(json.dumps(content), encoding="utf-8")
         beside.replace(self._record)
 
 
-def left_by_last(directory: Path, record: Path) -> set[Known]:
+def left_by_last(directory: Path, sites: Path, record: Path) -> set[Known]:
     """What a demonstration in this directory that was killed has left running."""
-    found = belonging(directory)
+    found = belonging(directory, sites)
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         if content["boot"] == boot_id():
-            listed = {Known(int(pid), int(ticks)) for pid, ticks in content["processes"]}
+            listed = {Known(int(pid), int(ticks)) for pid, ticks in content["processes"].values()}
             found |= {k for k in listed if known(k.pid) == k}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return found
 
 
-def belonging(directory: Path) -> set[Known]:
+def belonging(directory: Path, sites: Path) -> set[Known]:
     """Every live process, ourselves excepted, that was started by a demonstration in this directory or by its sites.
 
     Recognised by our mark, by a unit's GROUND_DIR, or, for the helpers of an agent, by a command line that runs a
     file of this package on a folder in there; an editor open on a file there is somebody else's.
     """
-    inside = f"{directory}/".encode()
+    inside = f"{sites}/".encode()
     package = f"{Path(__file__).parents[1]}/".encode()
     marks = (b"\0%b=%b\0" % (MARK.encode(), str(directory).encode()), b"\0GROUND_DIR=%b" % inside)
     found = set()

@@ -299,7 +299,7 @@ class Story:
         look, world = self._observer, self._world
         version = str(int(self._state.version) + 1)
         whole = sum(one.replicas for one in self._wanted.values())
-        with Recorder(world.place.root / "sites", look.on_record) as recorder:
+        with Recorder(world.place.sites, look.on_record) as recorder:
             state = self._state._replace(version=version, greeting=f"This is version {version}.\n")
             _, commit = self._declare(f"Version {version} of everything", state)
 
