@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from groundcontrol.kernel.errors import Invalid
+from groundcontrol.kernel import run as run_module
+from groundcontrol.kernel.errors import Invalid, Unavailable
 from groundcontrol.kernel.resource import Key
 from tests.capabilities.procedures.workshop import MACHINE, Workshop, call, setting, workshop
 
@@ -124,6 +125,24 @@ def test_the_version_that_was_admitted_is_gone_through(shop: Workshop) -> None:
     assert shop.status("r")["procedureDigest"] == digest
 
 
+def test_a_set_and_its_line_are_one(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the line cannot be written the fields are not set, and the hold is not taken."""
+    write_line, failed = run_module.append, []
+
+    def append(tx: Any, key: Key, uid: str, progress: Any, lines: Any, subject: str) -> Any:
+        if any(line.doc.get("sets") for line in lines) and len(failed) < 3:
+            failed.append((tx.get(MACHINE)["spec"]["slots"], shop.get("Machine", "m1")["spec"]["slots"]))
+            raise Unavailable("the disk is full")
+        return write_line(tx, key, uid, progress, lines, subject)
+
+    monkeypatch.setattr(run_module, "append", append)
+    shop.run("r", steps=[{"name": "a", "act": setting(slots=4)}])
+    shop.until_phase("r", "Succeeded")
+    assert failed == [(4, 1)] * 3
+    assert shop.get("Machine", "m1")["metadata"]["generation"] == 2
+    assert len(shop.events("ChangedByRun")) == 1
+
+
 def test_a_run_cannot_be_changed(shop: Workshop) -> None:
     shop.procedure("p", ASK)
     shop.run("r", "p")
@@ -179,8 +198,11 @@ class TestRights:
     @pytest.mark.parametrize("by", ["user:nobody", "ci", "server", "source:gone", "group:operators"])
     def test_not_as_somebody_without_rights(self, shop: Workshop, by: str) -> None:
         shop.run("r", by=by, steps=[{"name": "a", "act": call("prod")}])
-        shop.until_phase("r", "Failed")
+        message = shop.until_phase("r", "Failed")["message"]
         assert shop.recorder.steps() == []
+        if by in ("ci", "server", "group:operators"):
+            assert "start it as yourself" in message
+            assert not shop.facts("journal")
 
     def test_running_a_procedure_takes_a_right_of_its_own(self, shop: Workshop) -> None:
         shop.procedure("p", {"name": "a", "act": call("prod")})
@@ -205,6 +227,15 @@ class TestRights:
         shop.ask("approve", "r")
         shop.until_phase("r", "Failed")
         assert shop.recorder.steps() == []
+
+    def test_setting_too(self, shop: Workshop) -> None:
+        shop.procedure("p", ASK, {"name": "b", "act": setting(slots=2)})
+        shop.run("r", "p")
+        shop.until_phase("r", "Waiting")
+        shop.runtime.store.write(lambda tx: tx.delete(Key("RoleBinding", "", "ada")))
+        shop.ask("approve", "r")
+        shop.until_phase("r", "Failed")
+        assert shop.get("Machine", "m1")["metadata"]["generation"] == 1
 
     def test_nor_once_the_account_is_closed(self, shop: Workshop) -> None:
         shop.procedure("p", ASK, {"name": "a", "act": setting(slots=2)})
