@@ -76,7 +76,7 @@ def test_a_change_that_ends_at_once_is_rolled_back_without_a_health_check(alpha:
     alpha.service("job", command=["/bin/sleep", "1000"], **given)
     alpha.until_ready("services", "job", "alpha")
     (good,) = alpha.running()
-    alpha.service("job", command=["/bin/false"], **given)
+    alpha.service("job", command=["/bin/sleep", "0.4"], **given)
     alpha.until_ready("services", "job", "alpha", status="False", reason="RolledBack")
     until(lambda: [u.pid for u in alpha.running()] == [good.pid], "what was good is all that runs")
     assert not alpha.events("Instance", good.unit, "alpha", "Stopped")

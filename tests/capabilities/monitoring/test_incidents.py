@@ -109,14 +109,29 @@ def test_a_held_change_is_no_incident_and_an_incident_does_not_let_go_of_it(fed:
     assert incidents(fed) == []
     unhealthy(fed)
     one(fed, "Open")
+    healthy(fed)
+    one(fed, "Closed")
     fed.settled()
     with fed.runtime.store.reading() as conn:
         (plan,) = held_plans(conn)
     assert len(plan["changes"]) == 3
     fed.runtime.plans.approve(plan["id"], plan["digest"], Subject.user("ada"), "quiet season")
     fed.until(lambda: len(fed.units()) == 1)
-    healthy(fed)
-    one(fed, "Closed")
+
+
+def test_what_is_held_of_a_service_is_not_let_go_by_opening_an_incident(fed: Federation) -> None:
+    fed.service("web", replicas=4)
+    fed.until_ready("Service", "web", "alpha")
+    fed.hosts["cnaf"].kill(fed.units()[0].id)
+    key = Key("Incident", "alpha", one(fed, "Closed")["metadata"]["name"])
+    fed.service("web", replicas=1)
+    fed.until(lambda: fed.ready("Service", "web", "alpha") == ("False", "Held"))
+    fed.settled()
+    fed.runtime.store.write(lambda tx: tx.delete(key))
+    fed.runtime.turns.turn(fed.runtime.reconciler("service-incidents"), Key("Service", "alpha", "web"))
+    assert len(incidents(fed)) == 1, "it opened one anew, and nobody else had a turn"
+    with fed.runtime.store.reading() as conn:
+        assert [len(p["changes"]) for p in held_plans(conn)] == [3]
 
 
 def test_an_incident_goes_with_its_service(fed: Federation) -> None:

@@ -77,7 +77,8 @@ def _status(incident: Incident, status: IncidentStatus, event: str, reason: str)
 
 
 def _well(resource: Resource) -> bool:
-    return any(c.type == "Ready" and c.status == "True" for c in resource.status.conditions)
+    """A change that waits for a person does not keep an incident open; whether it is down is asked before."""
+    return any(c.type == "Ready" and (c.status == "True" or c.reason == "Held") for c in resource.status.conditions)
 
 
 class ServiceIncidents(Reconciler[Service]):
