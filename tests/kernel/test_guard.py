@@ -146,7 +146,9 @@ def test_a_bound_lets_so_many_pass_once_each_until_its_time(desk: Desk) -> None:
     desk.bound("kind:Thing", 5)
     assert each(desk, 20, first=10) == (5, 15)
     assert each(desk, 20, first=10) == (5, 15), "trying again costs nothing"
-    desk.clock[0] += 3601
+    desk.clock[0] += 700
+    assert each(desk, 20, first=10) == (5, 15), "nor does it later"
+    desk.clock[0] += 3000
     assert each(desk, 20, first=10) == (0, 20)
     with pytest.raises(Invalid):
         desk.bound("kind:Thing", 0)

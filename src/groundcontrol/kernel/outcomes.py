@@ -41,6 +41,7 @@ class Outcomes:
         self._lock = threading.Lock()
         self._calling: dict[str, str] = {}
         """Change key to owner uid, of calls that a turn of ours is at."""
+        self._turns_over = 0
         i, c = tables.intents.c, tables.claims.c
         with store.reading() as conn:
             # Every intent found at the start was left by a worker that is gone: this epoch has made none yet.
@@ -56,6 +57,7 @@ class Outcomes:
     def over(self, change_keys: Iterable[str], owner_uid: str) -> None:
         """The turn is over, well or not: what is still open in the store is looked at by the next one."""
         with self._lock:
+            self._turns_over += 1
             self._pending.add(owner_uid)
             for change_key in change_keys:
                 self._calling.pop(change_key, None)
@@ -65,11 +67,14 @@ class Outcomes:
         seconds until an answered one wants another look."""
         if look.uid not in self._pending:
             return None, None
-        with self._lock, self._store.reading() as conn:
-            # What another turn is at right now is no business of this one.
-            intents = [i for i in intents_of(conn, look.uid) if i.key not in self._calling]
-            if not intents and look.uid not in self._calling.values():
+        turns_over = self._turns_over
+        with self._store.reading() as conn:
+            intents = intents_of(conn, look.uid)
+        with self._lock:
+            if not intents and turns_over == self._turns_over and look.uid not in self._calling.values():
                 self._pending.discard(look.uid)
+            # What another turn is at right now is no business of this one.
+            intents = tuple(i for i in intents if i.key not in self._calling)
         waits: list[float] = []
         for intent in intents:
             if intent.state == "answered":
