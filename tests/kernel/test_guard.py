@@ -144,16 +144,26 @@ def test_an_approval_expires(desk: Desk) -> None:
 def test_a_bound_lets_so_many_pass_once_each_until_its_time(desk: Desk) -> None:
     each(desk, 60)
     desk.bound("kind:Thing", 5)
+    for _ in range(2):
+        assert each(desk, 3, first=10) == (3, 0)
+        desk.clock[0] += 200
     assert each(desk, 20, first=10) == (5, 15)
     assert each(desk, 20, first=10) == (5, 15), "trying again costs nothing"
-    desk.clock[0] += 700
-    assert each(desk, 20, first=10) == (5, 15), "nor does it later"
-    desk.clock[0] += 3000
+    desk.clock[0] += 3601
     assert each(desk, 20, first=10) == (0, 20)
     with pytest.raises(Invalid):
         desk.bound("kind:Thing", 0)
     with pytest.raises(Invalid):
         desk.bound("kind:Thing", 5, seconds=8 * 86_400)
+
+
+def test_what_a_bound_let_pass_is_not_taken_from_it_again_in_a_later_window(desk: Desk) -> None:
+    each(desk, 60)
+    desk.bound("kind:Thing", 8)
+    assert each(desk, 5, first=10) == (5, 0)
+    desk.clock[0] += 700
+    assert each(desk, 5, first=10) == (5, 0)
+    assert each(desk, 5, first=15) == (3, 2)
 
 
 def test_a_bound_is_for_one_verb(desk: Desk) -> None:

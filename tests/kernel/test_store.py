@@ -252,6 +252,8 @@ def test_reopening_finds_everything_and_goes_on_with_the_next_number(tmp_path: P
     store.close()
     store = store_at(tmp_path)
     assert before == (store.installation, store.incarnation, 3, 1, store.get(key("b")))
+    assert (store.sequence, store.fact_sequence) == (3, 1)
+    assert store.write(lambda tx: tx.fact("audit", key("b"), "me")) == 2
     assert store.write(lambda tx: tx.create(thing("a")))["metadata"]["resourceVersion"] == 4
     store.close()
 

@@ -120,6 +120,28 @@ def test_a_create_without_an_answer_is_found_again_and_not_repeated(rigs: Make, 
     assert rig.claimed() == {"a"}
 
 
+def test_a_thing_whose_id_the_other_side_chose_is_found_again_and_claimed(
+    rigs: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = rigs(outsides={"site/a": Outside("neither")})
+    change = Change(Target("site/a", "thing", ""), "create", {"thing": (None, "some")})
+
+    def plan(resource: Thing, look: Look) -> Plan:
+        return Plan() if look.claims else Plan((change,))
+
+    def apply(resource: Thing, change: Change, act: Any) -> str:
+        return str(act.instance.create("chosen", "red", act.change_key, act.epoch))
+
+    monkeypatch.setattr(rig.reconciler, "plan", plan)
+    monkeypatch.setattr(rig.reconciler, "apply", apply)
+    rig.outside.hook = once("create", "after", OutcomeUnknown("no answer"))
+    rig.make("a")
+    rig.start()
+    until(lambda: rig.claimed() == {"chosen"})
+    until(lambda: rig.ready("a"))
+    assert rig.outside.effects("create") == ["chosen"]
+
+
 def test_an_unknown_create_blocks_another_one_for_the_settle_time(rigs: Make) -> None:
     rig = rigs(outsides={"site/a": Outside("neither")}, settle=1.0)
     calls: list[float] = []
