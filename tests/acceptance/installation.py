@@ -163,7 +163,7 @@ class Installation:
                 continue
             process.send_signal(signal.SIGTERM)
             try:
-                code = process.wait(30)
+                code = process.wait(90)
                 left += [f"{name} ended with code {code}"] if code else []
             except subprocess.TimeoutExpired:
                 left.append(f"{name} did not end")

@@ -184,9 +184,9 @@ def test_a_file_changed_by_hand_is_put_back_and_named(alpha: Installation) -> No
 
 
 def test_a_limit_changed_by_hand_is_put_back_and_named(alpha: Installation) -> None:
-    alpha.service("web", resources={"cores": 0.1, "openFiles": 256})
-    alpha.until_ready("services", "web", "alpha")
-    (unit,) = alpha.units("web")
+    alpha.service("limited", resources={"cores": 0.1, "openFiles": 256})
+    alpha.until_ready("services", "limited", "alpha")
+    (unit,) = alpha.units("limited")
 
     def held() -> str:
         lines = Path(f"/proc/{unit.pid}/limits").read_text().splitlines()
@@ -198,7 +198,7 @@ def test_a_limit_changed_by_hand_is_put_back_and_named(alpha: Installation) -> N
     command = ["prlimit", f"--pid={unit.pid}", "--nofile=128:256"]
     subprocess.run(command, check=True, **(tenant if os.geteuid() == 0 else {}))
     until(lambda: held() == "256", "it is put back")
-    (instance,) = alpha.instances("web")
+    (instance,) = alpha.instances("limited")
     (event,) = until(
         lambda: alpha.events("Instance", instance["metadata"]["name"], "alpha", "DriftCorrected"), "it is told"
     )
