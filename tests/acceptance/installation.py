@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
@@ -50,11 +49,6 @@ class Answer(NamedTuple):
         return json.dumps(self.content)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def until(holds: Callable[[], Any], what: str = "", seconds: float = PATIENCE, told: Callable[[], str] = str) -> Any:
     """Wait until `holds()` is true and return it."""
     deadline = time.monotonic() + seconds
@@ -71,7 +65,7 @@ class Installation:
 
     def __init__(self, root: Path) -> None:
         self.root, self.etc, self.data = root, root / "etc", root / "data"
-        self.port, self.token = free_port(), ""
+        self.port, self.token = processes.free_port(), ""
         self.server: subprocess.Popen[bytes] | None = None
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
         self.ports: dict[str, int] = {}
@@ -135,7 +129,7 @@ class Installation:
 
     def start_agent(self, site: str) -> None:
         """The agent of a site, new or again; its port and addresses stay the same."""
-        self.ports.setdefault(site, free_port())
+        self.ports.setdefault(site, processes.free_port())
         self.networks.setdefault(site, f"127.{40 + next(_networks) % 200}.{random.randrange(250)}.0/24")
         folder = self.root / "sites" / site
         folder.mkdir(mode=0o711, exist_ok=True)
@@ -168,7 +162,7 @@ class Installation:
             except subprocess.TimeoutExpired:
                 left.append(f"{name} did not end")
         still = processes.gone(self.root, 10)
-        left += [f"pid {pid}: {_command(pid)}" for pid in sorted(still)]
+        left += [f"pid {pid}: {processes.command(pid)}" for pid in sorted(still)]
         processes.end(still)
         assert not left, f"left behind: {left}\n{self.log('server')}"
 
@@ -182,7 +176,7 @@ class Installation:
             return subprocess.Popen(
                 command,
                 cwd=self.root,
-                env=_environment(ACCEPTANCE_ROOT=str(self.root)),
+                env=processes.environment(ACCEPTANCE_ROOT=str(self.root)),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -228,7 +222,7 @@ class Installation:
         return subprocess.run(
             [*GROUND, *words],
             cwd=cwd or self.root,
-            env=_environment(**given),
+            env=processes.environment(**given),
             input=stdin,
             capture_output=True,
             text=True,
@@ -385,18 +379,6 @@ class Installation:
 
         told = f"{source} applied {commit[:10]}"
         return dict(until(holds, told, told=lambda: json.dumps(self.need("sources", source)["status"], indent=1)))
-
-
-def _environment(**given: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")}
-    return {**kept, "HOME": "/nonexistent", "PYTHONUNBUFFERED": "1", **given}
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return "ended"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -83,3 +84,23 @@ def gone(root: Path, seconds: float) -> set[int]:
     while (left := belonging(root)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
+
+
+def command(pid: int) -> str:
+    """What it was started as."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return "ended"
+
+
+def environment(**given: str) -> dict[str, str]:
+    """What a process is given: nothing of the person who runs the tests but how to find programs."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")}
+    return {**kept, "HOME": "/nonexistent", "PYTHONUNBUFFERED": "1", **given}
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
