@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -25,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path.exists():
             raise AlreadyExists(f"{path} exists already; remove it, or choose another directory")
     _write(password, secrets.token_urlsafe(18) + "\n")
-    text = example()
-    account = f"accounts:\n  admin:\n    user: {options.user}\n    password: file:{password}\n"
-    _write(config, _with_section(text, "accounts", account))
+    text = _with(example(), "    user: admin", f"    user: {json.dumps(options.user)}")
+    text = _with(text, "    # password: env:GROUND_ADMIN_PASSWORD", f"    password: {json.dumps(f'file:{password}')}")
+    _write(config, text)
     load(config)
     print(f"""wrote {config}
 wrote {password} (the password of {options.user}, for you only)
@@ -39,19 +40,11 @@ next:
     return 0
 
 
-def _with_section(text: str, name: str, section: str) -> str:
-    """The text with one top-level section replaced."""
-    lines, out, skipping = text.splitlines(), [], False
-    for line in lines:
-        if line.startswith(f"{name}:"):
-            out.append(section.rstrip())
-            skipping = True
-        elif skipping and line and not line.startswith((" ", "#  ", "\t")):
-            skipping = False
-            out.append(line)
-        elif not skipping:
-            out.append(line)
-    return "\n".join(out) + "\n"
+def _with(text: str, line: str, filled: str) -> str:
+    """The example with one of its lines filled in; the comments around it stay."""
+    if text.count(f"\n{line}\n") != 1:
+        raise ValueError(f"the example has no line {line!r}")
+    return text.replace(f"\n{line}\n", f"\n{filled}\n")
 
 
 def _write(path: Path, text: str) -> None:

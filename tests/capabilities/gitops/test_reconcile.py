@@ -140,3 +140,12 @@ def test_a_source_that_is_deleted_leaves_what_it_made(fed: Federation) -> None:
     fed.settled()
     assert fed.get("Service", "a", "alpha") is not None
     assert fed.runtime.store.get(Key("Source", "", "platform")) is None
+
+
+def test_a_webhook_secret_that_is_not_granted_is_said_on_the_source(fed: Federation) -> None:
+    source(fed, webhookSecret="secret:hooks/token")
+    fed.until(lambda: fed.ready("Source", "platform", type_="Webhook") == ("False", "NotFound"))
+    fed.runtime.vault._named["hooks/token"] = "file:/etc/hostname"
+    pushed(fed, {"a.yaml": idle("a")})
+    ask(fed)
+    fed.until(lambda: "Webhook" not in [c["type"] for c in status(fed)["conditions"]])

@@ -227,8 +227,19 @@ class SourceReconciler(Reconciler[Source]):
             status.commit, status.revision, status.applied_at = state.commit, state.commit[:10], now(look.now)
             subject = state.commits[0].subject if state.commits else ""
             events = (("Applied", f"{state.commit[:10]} {subject}".strip(), False),)
-        status.conditions = conditions(Ready=self._ready(state, plan, troubles))
+        status.conditions = conditions(Ready=self._ready(state, plan, troubles), **self._webhook(resource))
         return Report(status, events=events)
+
+    def _webhook(self, resource: Source) -> dict[str, Any]:
+        """Said only when pushes would be refused for a reason the git server cannot tell."""
+        spec = resource.spec
+        if not spec.webhook_secret:
+            return {}
+        try:
+            self._reveal(spec.namespace or PLATFORM, spec.webhook_secret)
+        except GroundError as error:
+            return {"Webhook": ("False", error.reason, f"pushes are refused: {error.message}")}
+        return {}
 
     @staticmethod
     def _ready(state: _State, plan: Plan, troubles: Sequence[Any]) -> Any:
