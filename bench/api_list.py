@@ -77,7 +77,7 @@ def serve(folder: str, count: int, pipe: Connection) -> None:
     made(kinds, store, count)
     accounts = Accounts(store, work=4)
     app = create_app(Backend(store, kinds, Access(store), accounts))
-    listening = socket.socket()
+    listening = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio turns Nagle off only then
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()

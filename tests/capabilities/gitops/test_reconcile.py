@@ -143,9 +143,9 @@ def test_a_source_that_is_deleted_leaves_what_it_made(fed: Federation) -> None:
 
 
 def test_a_webhook_secret_that_is_not_granted_is_said_on_the_source(fed: Federation) -> None:
+    fed.repositories.push(REPOSITORY, {"a.yaml": idle("a")})
     source(fed, webhookSecret="secret:hooks/token")
     fed.until(lambda: fed.ready("Source", "platform", type_="Webhook") == ("False", "NotFound"))
     fed.runtime.vault._named["hooks/token"] = "file:/etc/hostname"
-    pushed(fed, {"a.yaml": idle("a")})
-    ask(fed)
+    pushed(fed, {"a.yaml": idle("a", version="2")})
     fed.until(lambda: "Webhook" not in [c["type"] for c in status(fed)["conditions"]])

@@ -32,9 +32,17 @@ class Killer:
 
     def __init__(self, at: int, log: Path) -> None:
         self.at, self.log, self.count, self._lock = at, log, 0, threading.Lock()
+        self.armed = (log.parent / "armed").exists()
+        """Once there is nothing but the Run to work on, so that the points come in the same order in every life."""
+
+    def arm(self) -> None:
+        (self.log.parent / "armed").touch()
+        self.armed = True
 
     def __call__(self, where: str) -> None:
         with self._lock:
+            if not self.armed:
+                return
             self.count += 1
             if self.count == self.at:
                 with self.log.open("a") as file:
@@ -52,6 +60,9 @@ def live(data: str, kill_at: int, undo: bool) -> None:
         shop.furnish()
     if shop.runtime.store.get(Key("Procedure", "ops", "p")) is None:
         shop.procedure("p", *STEPS)
+    shop.until(lambda: shop.get("Procedure", "p")["status"]["conditions"])
+    shop.until(shop.runtime.controller.idle)
+    killer.arm()
     if shop.runtime.store.get(Key("Run", "ops", "r")) is None:
         shop.run("r", "p")
     deadline = time.monotonic() + PATIENCE

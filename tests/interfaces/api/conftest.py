@@ -63,7 +63,7 @@ def bob(sign_in: Callable[..., TestClient]) -> TestClient:
 @pytest.fixture
 def port(here: Installation) -> Iterator[int]:
     """The application behind a real server on loopback, for what streams."""
-    with socket.socket() as listening:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(here.backend), log_level="critical", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -68,6 +68,9 @@ def test_the_path_fills_and_binds(ada: TestClient) -> None:
     ]
     for body in wrong:
         assert ada.post(NOTES, json=body).status_code == 422, body
+    ada.post(NOTES, json=note())
+    assert ada.put(f"{NOTES}/n", json={"spec": {}}).status_code == 422
+    ada.delete(f"{NOTES}/n")
     misspelt = error(ada.post(NOTES, json=note(txt="a")))
     assert misspelt["problems"][0]["path"] == "spec.txt"
     assert "text" in misspelt["problems"][0]["remedy"]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -21,15 +18,12 @@ from groundcontrol.kernel.run import Engine
 from groundcontrol.kernel.run_acts import Case, judge, let_go, starter, subject_of
 from groundcontrol.kernel.run_admission import Sequence, check_against
 from groundcontrol.kernel.run_journal import DOUBT, Line, Progress, StepProgress, append, forget, progress_of, read
+from groundcontrol.kernel.run_slots import Group, Known, Slots
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.turn import Outcome, Turns
 from groundcontrol.kernel.tx import Tx
 
 ENDED = ("Succeeded", "Failed", "Cancelled")
-HISTORY = 20
-"""Runs of a procedure whose durations say how long the next one may take."""
-Group = tuple[str, str]
-"""(namespace, procedure): what a bound on Runs under way is about."""
 
 
 def _actions(runtime: Any) -> dict[tuple[str, str], Callable[..., Any]]:
@@ -67,72 +61,6 @@ class ProcedureReconciler(Reconciler[Procedure]):
         return Report(status)
 
 
-class Slots:
-    """Which Runs are under way and which wait their turn, oldest first; in memory, found again at a start."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._under_way: dict[Group, set[str]] = {}
-        self._waiting: dict[Group, dict[str, Key]] = {}
-        self._durations: dict[Group, deque[float]] = {}
-        self._known = False
-
-    def learn(self, store: Store) -> None:
-        """Once: from the statuses of all Runs."""
-        with self._lock:
-            if self._known:
-                return
-            docs = sorted((e.doc for e in store.entries("Run")), key=lambda d: d["metadata"]["creationTimestamp"])
-            for doc in docs:
-                group, uid, status = group_of(doc), doc["metadata"]["uid"], doc["status"]
-                phase = status.get("phase", "Pending")
-                if phase == "Pending" and status.get("admitted"):
-                    key = Key("Run", doc["metadata"]["namespace"], doc["metadata"]["name"])
-                    self._waiting.setdefault(group, {})[uid] = key
-                elif phase not in (*ENDED, "Pending"):
-                    self._under_way.setdefault(group, set()).add(uid)
-                elif (seconds := logic.duration_of(status)) is not None:
-                    self._durations.setdefault(group, deque(maxlen=HISTORY)).append(seconds)
-            self._known = True
-
-    def take(self, group: Group, uid: str, key: Key, bound: int) -> bool:
-        """Whether this Run may go on now; it is remembered, with its place in the line, when it may not."""
-        with self._lock:
-            under_way = self._under_way.setdefault(group, set())
-            if uid in under_way:
-                return True
-            waiting = self._waiting.setdefault(group, {})
-            waiting[uid] = key
-            if uid in itertools.islice(waiting, max(0, bound - len(under_way))):
-                del waiting[uid]
-                under_way.add(uid)
-                return True
-            return False
-
-    def free(self, group: Group, uid: str, bound: int) -> tuple[Key, ...]:
-        """It is over or gone; the Runs that may go on instead."""
-        with self._lock:
-            under_way, waiting = self._under_way.setdefault(group, set()), self._waiting.setdefault(group, {})
-            under_way.discard(uid)
-            waiting.pop(uid, None)
-            return tuple(itertools.islice(waiting.values(), max(0, bound - len(under_way))))
-
-    def has(self, group: Group, uid: str) -> bool:
-        """Whether it is counted as under way, or waits its turn."""
-        with self._lock:
-            return uid in self._under_way.get(group, ()) or uid in self._waiting.get(group, ())
-
-    def took(self, group: Group, seconds: float | None) -> None:
-        """Remember how long a Run took."""
-        if seconds is not None:
-            with self._lock:
-                self._durations.setdefault(group, deque(maxlen=HISTORY)).append(seconds)
-
-    def expected(self, group: Group) -> float:
-        with self._lock:
-            return logic.expected_of(tuple(self._durations.get(group, ())))
-
-
 def group_of(doc: Doc) -> Group:
     """The bound that a Run counts against."""
     return doc["metadata"]["namespace"], doc["spec"].get("procedure") or ""
@@ -153,7 +81,7 @@ class RunReconciler(Reconciler[Run]):
             runtime.access,
             {what: _bound(act, runtime) for what, act in _actions(runtime).items()},
             _repeatable(runtime),
-            lambda case: logic.status_of(case, self._slots.expected(group_of(case.doc))),
+            lambda case: logic.status_of(case, logic.expected_of(self._slots.durations(group_of(case.doc)))),
             lambda uids: runtime.controller.wake_uids(uids),
         )
         # Any kind may be waited for; who waits for what is looked up, and nearly always nobody does.
@@ -167,12 +95,23 @@ class RunReconciler(Reconciler[Run]):
         meta = doc["metadata"]
         return self.engine.awaited.of(Key(doc["kind"], meta["namespace"], meta["name"]))
 
+    def _known(self) -> Iterable[Known]:
+        """What the statuses of all Runs say, oldest first."""
+        docs = [e.doc for e in self._runtime.store.entries("Run")]
+        for doc in sorted(docs, key=lambda d: str(d["metadata"]["creationTimestamp"])):
+            meta, status = doc["metadata"], doc["status"]
+            phase = status.get("phase", "Pending")
+            waits = phase == "Pending" and bool(status.get("admitted"))
+            key = Key("Run", meta["namespace"], meta["name"])
+            under_way = phase not in (*ENDED, "Pending")
+            yield Known(group_of(doc), meta["uid"], key, waits, under_way, logic.duration_of(status))
+
     # ── a turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def take_turn(self, key: Key, turns: Turns) -> Outcome:
         """One turn of one Run."""
         doc = self._runtime.store.get(key)
-        self._slots.learn(self._runtime.store)
+        self._slots.learn(self._known)
         if doc is None:
             return Outcome()
         self.engine.crash_point = turns.crash_point

@@ -152,14 +152,21 @@ async def commit(call: Call, act: Any) -> Any:
 
 
 async def _create(kind: str, call: Call) -> Response:
-    wanted = change.wish(call.backend.kinds, await call.json(), kind, call.path.get("namespace", ""))
+    wanted = change.wish(call.backend.kinds, _whole(await call.json()), kind, call.path.get("namespace", ""))
     return await _changed(call, lambda changer: changer.create(wanted), created=True)
 
 
 async def _replace(kind: str, call: Call) -> Response:
     key = call.key(kind)
-    wanted = change.wish(call.backend.kinds, await call.json(), kind, key.namespace, key.name)
+    wanted = change.wish(call.backend.kinds, _whole(await call.json()), kind, key.namespace, key.name)
     return await _changed(call, lambda changer: changer.replace(wanted))
+
+
+def _whole(raw: Any) -> Any:
+    """A document to create or replace with: leaving out the metadata would take away the labels unsaid."""
+    if isinstance(raw, dict) and "metadata" not in raw:
+        raise Invalid(problems=(Problem("metadata is missing", "metadata", remedy="add it, {} at least"),))
+    return raw
 
 
 async def _patch(kind: str, call: Call) -> Response:
