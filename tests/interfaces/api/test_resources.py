@@ -344,4 +344,11 @@ def test_managers_and_marks_are_not_taken_from_the_body(ada: TestClient) -> None
     assert made["metadata"]["managers"] == {}
     assert made["metadata"]["finalizers"] == []
     assert made["status"]["conditions"] == []
-    assert ada.patch(f"{NOTES}/n", json={"status": {}}).status_code == 422
+    for wrong in (
+        {"status": {}},
+        {"apiVersion": True},
+        {"kind": "Site"},
+        {"metadata": {"generation": 1}},
+        {"spec": None},
+    ):
+        assert ada.patch(f"{NOTES}/n", json=wrong).status_code == 422

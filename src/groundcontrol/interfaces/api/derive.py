@@ -176,6 +176,9 @@ async def _patch(kind: str, call: Call) -> Response:
     known = ("apiVersion", "kind", "metadata", "spec")
     problems = [Problem(f"{name[:60]!r} cannot be patched", name[:60], remedy=f"known: {', '.join(known)}")
                 for name in patch if name not in known]  # fmt: skip
+    version = call.backend.kinds.get(kind).version
+    if patch.get("apiVersion", version) != version:
+        problems.append(Problem(f"a patch is of {version}", "apiVersion", remedy="leave it out"))
     fixed = ("labels", "annotations", "name", "namespace", "resourceVersion", "uid")
     problems += [Problem(f"metadata.{name[:60]} cannot be patched", f"metadata.{name[:60]}")
                  for name in wanted.raw["metadata"] if name not in fixed]  # fmt: skip
