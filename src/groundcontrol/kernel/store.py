@@ -109,6 +109,8 @@ class Store:
         self._subscriptions: list[Subscription] = []
         self._mutex = threading.Condition()
         self._fact_hooks: list[Callable[[], None]] = []
+        self.on_fenced: Callable[[], None] = lambda: None
+        """Called when another server took over: nothing can be written any more, and the program should end."""
         self._next_trim = 0
         self._gate = threading.Lock()
         """Held while something is handed to the writer, so that nothing is handed in behind the end."""
@@ -259,6 +261,7 @@ class Store:
     def _check_epoch(self, conn: sa.Connection) -> None:
         row = conn.execute(_EPOCH, {"shard": "server"}).first()
         if row is None or row.epoch != self.epoch:
+            self.on_fenced()
             raise Fenced(f"another server took over this store (its epoch is {row and row.epoch}, ours {self.epoch})")
 
     def _trim(self, conn: sa.Connection, tx: Tx) -> None:

@@ -104,6 +104,7 @@ def run(settings: Settings) -> int:
             ssl_keyfile=settings.tls.key,
         )
         server = _server(config)
+        runtime.store.on_fenced = _taken_over
         took = round(time.monotonic() - began, 2)
         log.info("ready", extra={"address": settings.public_url, "epoch": runtime.store.epoch, "seconds": took})
         server.run()
@@ -112,6 +113,12 @@ def run(settings: Settings) -> int:
     finally:
         runtime.close()
     return 0
+
+
+def _taken_over() -> None:
+    """Two servers on one store (a lock file that does not hold, on some network file systems): the older one ends."""
+    log.critical("another server took over this store; this one ends")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _server(config: Any) -> Any:
