@@ -258,8 +258,8 @@ class Story:
 
     def come_back(self) -> Result:
         site, before = self._cut_site, self._before_cut
-        if not site:
-            raise Failed("no site was cut")
+        if not site or not self._world.proxy.is_cut(site):
+            raise Failed("no site is cut off that could come back")
         edition = "Archive, second edition, declared while a site was cut off.\n"
         self._declare("A new edition of archive meanwhile", self._state._replace(archive=edition))
         time.sleep(1.0)
