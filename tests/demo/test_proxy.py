@@ -18,7 +18,14 @@ class Echo:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.came = 0
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        # Only closed, the socket would live on in the thread that waits in accept, and so would its number.
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self.listener.close()
 
     def _serve(self) -> None:
         while True:
@@ -39,7 +46,7 @@ class Echo:
 def echo() -> Iterator[Echo]:
     far = Echo()
     yield far
-    far.listener.close()
+    far.close()
 
 
 def free_port() -> int:

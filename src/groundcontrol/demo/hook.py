@@ -6,6 +6,7 @@ Run as `python -I hook.py URL TOKEN-FILE REPOSITORY-URL` by git, in the bare rep
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def main(arguments: list[str]) -> int:
         before, after, ref = line.split()
         try:
             print(f"webhook: {url} answered {send(url, token, push(before, after, ref, repository))}")
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             print(f"webhook: {url} was not reached ({error}); the Source finds the commit at its next look")
     return 0
 
