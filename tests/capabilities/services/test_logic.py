@@ -14,6 +14,7 @@ from groundcontrol.capabilities.services.logic import (
     copy_name,
     decide,
     differences,
+    endpoints,
     judge,
     overdue,
     restart_after,
@@ -261,3 +262,17 @@ def test_files_are_compared_one_by_one() -> None:
     wanted = {"files": {"a": "1", "b": "2"}, "env": {}}
     found = {"files": {"a": "1", "b": "x", "c": "3"}, "env": {}}
     assert differences(wanted, found) == {"spec.files[b]": ("x", "2"), "spec.files[c]": ("3", None)}
+
+
+def test_addresses_of_what_is_not_known_stay_behind_the_good_ones() -> None:
+    wanted = spec(replicas=4)
+    found = [
+        copy(wanted, 0, "a", "Unknown", address="127.0.0.1"),
+        copy(wanted, 1, "b", "True", address="127.0.0.2"),
+        copy(wanted, 2, "c", "False", address="127.0.0.3"),
+        copy(wanted, 3, "d", "Unknown", address="127.0.0.4"),
+        copy(wanted, 0, "e", "Unknown", address="127.0.0.5", deleting=True),
+    ]
+    before = {"http": ["127.0.0.1:80", "127.0.0.3:80", "127.0.0.5:80"]}
+    assert endpoints({"http": 80}, found, before) == {"http": ["127.0.0.2:80", "127.0.0.1:80"]}
+    assert endpoints({"http": 80}, found, {}) == {"http": ["127.0.0.2:80"]}

@@ -81,6 +81,9 @@ def test_a_silent_site_makes_its_services_unknown_and_moves_nothing(fed: Federat
     fed.until(lambda: fed.ready("Service", "lone", "alpha") == ("Unknown", "Unreachable"))
     fed.until(lambda: fed.ready("Service", "web", "alpha")[0] == "Unknown")
     assert fed.ready("Service", "web", "alpha", "Available")[0] == "True"
+    # What is not known is not taken from those who use it.
+    assert len(fed.get("Service", "web", "alpha")["status"]["endpoints"]["http"]) == 2
+    assert len(fed.get("Service", "lone", "alpha")["status"]["endpoints"]["http"]) == 1
     for event in released:
         event.set()
     fed.until_ready("Service", "lone", "alpha")

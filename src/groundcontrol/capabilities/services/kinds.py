@@ -161,7 +161,8 @@ class ServiceStatus(Status):
     progress_since: str = ""
     """When the roll-out of the wanted revision began, RFC 3339."""
     endpoints: dict[str, list[str]] = Field(default_factory=dict)
-    """Port name to `address:port` of every healthy instance."""
+    """Port name to `address:port` of every healthy instance, then of those that were healthy when their site was last
+    seen."""
     sites: list[str] = Field(default_factory=list)
     """Where instances are."""
     last_failure: Failure = Field(default_factory=Failure)

@@ -290,6 +290,19 @@ def judge(spec: ServiceSpec, decision: Decision, copies: Sequence[Copy]) -> dict
     return answers
 
 
+def endpoints(
+    ports: Mapping[str, int], copies: Sequence[Copy], before: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Port name to addresses: the healthy ones, then those of which nothing is known now and that were there before.
+
+    A site that cannot be seen from here may well be seen by those who use it: what is not known is not taken away."""
+    told = {address.rpartition(":")[0] for addresses in before.values() for address in addresses}
+    live = [c for c in copies if c.address and not c.deleting and not c.complete]
+    healthy = sorted(c.address for c in live if c.good)
+    unknown = sorted(c.address for c in live if c.ready == "Unknown" and c.address in told)
+    return {name: [f"{address}:{number}" for address in healthy + unknown] for name, number in ports.items()}
+
+
 # ── one instance ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

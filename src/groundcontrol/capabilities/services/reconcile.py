@@ -32,6 +32,7 @@ from groundcontrol.capabilities.services.logic import (
     decide,
     describe_exit,
     differences,
+    endpoints,
     judge,
     overdue,
     restart_after,
@@ -216,7 +217,7 @@ class ServiceReconciler(Reconciler[Service]):
         status.ready = sum(c.good for c in copies if not c.deleting)
         status.updated = sum(c.good and c.revision == decision.revision for c in copies if not c.deleting)
         status.sites = sorted({c.site for c in copies if not c.deleting})
-        status.endpoints = _endpoints(resource.spec, copies)
+        status.endpoints = endpoints(resource.spec.ports, copies, old.endpoints)
         latest = max([old.last_failure, *(c.failure for c in copies)], key=lambda f: f.time)
         status.last_failure = latest
         events: list[tuple[str, str, bool]] = []
@@ -284,11 +285,6 @@ def _copy(instance: Instance) -> Copy:
         address=instance.status.address,
         drift=next((c.message for c in instance.status.conditions if c.type == "Drift" and c.status == "True"), ""),
     )
-
-
-def _endpoints(spec: ServiceSpec, copies: Sequence[Copy]) -> dict[str, list[str]]:
-    healthy = sorted(c.address for c in copies if c.good and not c.deleting and not c.complete and c.address)
-    return {name: [f"{address}:{number}" for address in healthy] for name, number in spec.ports.items()}
 
 
 def _sites(spec: ServiceSpec, look: Look) -> Iterable[SiteView]:
