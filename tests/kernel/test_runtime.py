@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from groundcontrol.kernel import runtime as runtime_module
 from groundcontrol.kernel import tables
+from groundcontrol.kernel.accounts import ensure_admin
 from groundcontrol.kernel.errors import GroundError
 from groundcontrol.kernel.ledger_sql import Query
 from groundcontrol.kernel.resource import Key
+from groundcontrol.kernel.rights import Subject
 from tests.federation import Federation, federation
 
 
@@ -124,3 +127,14 @@ def test_housekeeping_drops_expired_answers_but_not_those_that_stand(tmp_path: P
 def test_the_platform_namespace_is_there_from_the_start(tmp_path: Path) -> None:
     with federation(tmp_path) as fed:
         assert fed.get("Namespace", "platform") is not None
+
+
+def test_who_lost_the_right_to_answer_is_refused_in_the_transaction(tmp_path: Path) -> None:
+    with federation(tmp_path) as fed:
+        ensure_admin(fed.runtime.store, "root", "long enough", work=4)
+        until_ = time.time() + 60
+        with pytest.raises(GroundError) as refused:
+            fed.runtime.plans.approve_bound("kind:Service", "delete", 2, until_, Subject.user("mallory"), "why not")
+        assert refused.value.status in (401, 403, 404)
+        answer = fed.runtime.plans.approve_bound("kind:Service", "delete", 2, until_, Subject.user("root"), "moving")
+        assert answer["state"] == "approved"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -363,11 +363,16 @@ def held_paths(conn: sa.Connection, owner_uid: str, at: float | None = None) -> 
     return {h.path: f"run {h.run} until {now(h.until)}" for h in found}
 
 
-class PlanBoard:
-    """The held plans of one store, as the API shows and answers them. `wake(uids)` is told who has to look again."""
+Permit = Callable[[Tx, Subject, str], None]
 
-    def __init__(self, store: Store, wake: Any) -> None:
-        self._store, self._wake = store, wake
+
+class PlanBoard:
+    """The held plans of one store, as the API shows and answers them. `wake(uids)` is told who has to look again;
+    `permit(tx, subject, namespace)` raises unless the subject may answer for that namespace, judged in the
+    transaction of the answer."""
+
+    def __init__(self, store: Store, wake: Any, permit: Permit | None = None) -> None:
+        self._store, self._wake, self._permit = store, wake, permit
 
     def list(self, state: str = "held") -> builtins.list[Doc]:
         with self._store.reading() as conn:
@@ -382,15 +387,25 @@ class PlanBoard:
         raise NotFound(f"no plan {id} is held; `ground plan list` shows what is")
 
     def approve(self, id: str, digest: str, subject: Subject, reason: str) -> Doc:
-        return self._done(self._store.write(lambda tx: approve(tx, id, digest, subject.name, reason)))
+        return self._answered(id, subject, lambda tx: approve(tx, id, digest, subject.name, reason))
 
     def approve_bound(self, id: str, verb: str, count: int, until: float, subject: Subject, reason: str) -> Doc:
-        return self._done(self._store.write(lambda tx: approve_bound(tx, id, verb, count, until, subject.name, reason)))
+        return self._answered(id, subject, lambda tx: approve_bound(tx, id, verb, count, until, subject.name, reason))
 
     def refuse(self, id: str, subject: Subject, reason: str) -> Doc:
         digest = str(self.get(id)["digest"])
-        return self._done(self._store.write(lambda tx: refuse(tx, id, digest, subject.name, reason)))
+        return self._answered(id, subject, lambda tx: refuse(tx, id, digest, subject.name, reason))
 
-    def _done(self, answer: Answer) -> Doc:
-        self._wake(answer.owner_uids)
-        return answer.plan
+    def _answered(self, id: str, subject: Subject, answer: Callable[[Tx], Answer]) -> Doc:
+        def act(tx: Tx) -> Answer:
+            owners = tx.conn.execute(sa.select(_h.c.owner).where(_h.c.scope == id).distinct()).all()
+            # `Service alpha/web` belongs to alpha, `Source platform` to the whole platform; so does an empty plan.
+            paths = [str(r.owner).partition(" ")[2] for r in owners] or [""]
+            for namespace in sorted({path.rpartition("/")[0] for path in paths}):
+                if self._permit is not None:
+                    self._permit(tx, subject, namespace)
+            return answer(tx)
+
+        found = self._store.write(act)
+        self._wake(found.owner_uids)
+        return found.plan

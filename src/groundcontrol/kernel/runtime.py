@@ -28,6 +28,7 @@ from groundcontrol.kernel.ledger_sql import Dataset
 from groundcontrol.kernel.loop import Controller, Pace
 from groundcontrol.kernel.reconcile import Reconciler
 from groundcontrol.kernel.resource import API_VERSION, Doc, Key, Kinds, did_you_mean
+from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.run_turns import RunTurns
 from groundcontrol.kernel.secrets import Resolver, Sealed
 from groundcontrol.kernel.settings import Settings
@@ -128,7 +129,7 @@ class Runtime:
         self.controller = Controller(
             self.store, self.world, self.turns, self.reconcilers, pace, instance_kinds={"site": "Site"}
         )
-        self.plans = PlanBoard(self.store, self.controller.wake_uids)
+        self.plans = PlanBoard(self.store, self.controller.wake_uids, self._permit_answer)
         self._first_start()
         self._start_ledger()
         self._housekeeping = Housekeeping(self)
@@ -227,6 +228,9 @@ class Runtime:
         """A checksum of everything wanted, for comparing two installations."""
         parts = [e.raw for kind in self.kinds for e in self.store.entries(kind.__name__)]
         return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+    def _permit_answer(self, tx: Tx, subject: Subject, namespace: str) -> None:
+        self.access.require_in(tx, subject, "approve", "Plan", namespace=namespace)
 
     def _world_changed(self, instance: str, things: Any) -> None:
         if hasattr(self, "controller"):
