@@ -11,4 +11,5 @@ CAPABILITY = Capability(
         SourceReconciler(runtime.kinds, runtime.repositories, runtime.access, runtime.reveal, runtime.max_file_bytes),
     ),
     actions={("Source", "sync"): sync},
+    repeatable=frozenset({("Source", "sync")}),
 )

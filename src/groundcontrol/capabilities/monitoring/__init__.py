@@ -10,4 +10,5 @@ CAPABILITY = Capability(
     reconcilers=lambda runtime: (ServiceIncidents(), SiteIncidents()),
     reads=("inventory", "services"),
     actions={("Incident", "acknowledge"): acknowledge},
+    repeatable=frozenset({("Incident", "acknowledge")}),
 )
