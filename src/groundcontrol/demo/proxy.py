@@ -120,7 +120,8 @@ class Proxy:
         done = threading.Event()
         with self._ordered:
             self._orders.append((act, done))
-        os.write(self._wake_in, b"!")
+            # Inside: once the thread has the order it may be the last one, and the pipe is closed.
+            os.write(self._wake_in, b"!")
         if not done.wait(10):
             raise RuntimeError("the proxy thread does not answer")
 
