@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from groundcontrol.kernel.resource import Key
 from groundcontrol.ports.processes import UnitObserved
 from tests.federation import Federation, federation
 
@@ -69,6 +70,26 @@ def test_drift_that_is_only_reported_is_left(fed: Federation) -> None:
     fed.until(lambda: fed.ready("Instance", name, "alpha", "Drift")[0] == "True")
     fed.settled()
     assert only(fed).spec.files["message.txt"] == "hacked"
+
+
+def test_drift_can_be_proposed_as_a_change_of_the_file(fed: Federation) -> None:
+    annotations = {"ground/source": "platform", "ground/file": "groups/alpha/web.yaml"}
+    fed.service("web", files={"message.txt": "hello"}, drift="propose")
+    fed.until_ready("Service", "web", "alpha")
+    fed.runtime.store.write(lambda tx: tx.touch(Key("Service", "alpha", "web"), annotations))
+    host = next(h for h in fed.hosts.values() if h.look().units)
+    host.edit_file(only(fed).id, "message.txt", "better")
+    name = fed.instances("web")[0]["metadata"]["name"]
+    fed.until(lambda: fed.ready("Instance", name, "alpha", "Drift") == ("True", "Proposed"))
+    (event,) = fed.events("DriftProposed")
+    assert 'write into groups/alpha/web.yaml: spec.files[message.txt]: "better"' in event["message"]
+    fed.settled()
+    assert only(fed).spec.files["message.txt"] == "better"
+    # The file says so now: nothing is done at the site, and the drift is over.
+    fed.service("web", files={"message.txt": "better"}, drift="propose")
+    fed.until(lambda: fed.ready("Instance", name, "alpha", "Drift")[1] == "NotLooked")
+    assert len(fed.events("DriftProposed")) == 1
+    assert only(fed).starts == 1
 
 
 def test_a_silent_site_makes_its_services_unknown_and_moves_nothing(fed: Federation) -> None:

@@ -104,8 +104,9 @@ class ServiceSpec(Model):
     `endpoints.json`, `{"name": ["address:port", …]}`."""
     update: Update = Field(default_factory=Update)
     """How a change reaches running instances."""
-    drift: Literal["correct", "report"] = "correct"
-    """What happens to a change made by hand at the site: put back, or only reported."""
+    drift: Literal["correct", "report", "propose"] = "correct"
+    """What happens to a change made by hand at the site: put back; only reported; or left, with the words that would
+    make it so in git."""
     stop_grace: float = Field(default=5, ge=0, le=600)
     """Seconds between SIGTERM and SIGKILL."""
 

@@ -303,6 +303,17 @@ def endpoints(
     return {name: [f"{address}:{number}" for address in healthy + unknown] for name, number in ports.items()}
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]}… ({len(text)} characters; read it at the site)"
+
+
+def proposal(drift: Mapping[str, tuple[Any, Any]], file: str, repository: str) -> str:
+    """What to write into which file so that a change made by hand becomes what is wanted; one sentence."""
+    parts = [f"{path}: {_short(json.dumps(found))}" for path, (found, _) in sorted(drift.items())]
+    where = f"{file} of {repository}" if file and repository else file or "its manifest"
+    return f"to keep what was changed by hand, write into {where}: {'; '.join(parts)}"
+
+
 # ── one instance ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

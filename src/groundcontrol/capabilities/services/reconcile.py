@@ -35,6 +35,7 @@ from groundcontrol.capabilities.services.logic import (
     endpoints,
     judge,
     overdue,
+    proposal,
     restart_after,
     revision,
 )
@@ -435,10 +436,23 @@ class InstanceReconciler(Reconciler[Instance]):
         drift = unit_differences(resource, unit) if unit is not None and seen.truth == "present" else {}
         if drift and resource.status.synced_generation == resource.metadata.generation:
             answers["Drift"] = ("True", "ChangedByHand", f"changed by hand: {', '.join(drift)}")
+            if resource.spec.template.drift == "propose":
+                answers["Drift"] = ("True", "Proposed", _proposal(resource, drift, look))
+                if not any(c.reason == "Proposed" for c in resource.status.conditions):
+                    events.append(("DriftProposed", answers["Drift"][2], True))
         if resource.deleting:
             answers = {"Ready": ("False", "Deleting", plan.waiting or "it is being stopped")}
         status.conditions = conditions(**answers)
         return Report(status, steady or None, events=tuple(events))
+
+
+def _proposal(instance: Instance, drift: dict[str, tuple[Any, Any]], look: Look) -> str:
+    """The words of `logic.proposal`, with the file that declares the service."""
+    service = look.get(Service, instance.spec.service, instance.metadata.namespace)
+    annotations = service.metadata.annotations if service else {}
+    source = look.get_any("Source", annotations.get("ground/source", ""))
+    repository = str(source["spec"].get("repository", "")) if source else ""
+    return proposal(drift, annotations.get("ground/file", ""), repository)
 
 
 def unit_of(instance: Instance) -> Target:
