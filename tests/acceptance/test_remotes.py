@@ -1,0 +1,236 @@
+"""A Source reads from a real sshd, and from nobody who is not who its `knownHosts` says."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance import processes
+from tests.acceptance.installation import Installation, until
+from tests.acceptance.repository import Repository, service
+
+pytestmark = pytest.mark.acceptance
+
+NAMESPACE = "alpha"
+
+
+def sshd_program() -> str:
+    """Where sshd is. Root installs it where it is missing; others are told, and fail where CI decides."""
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
+    if (found := shutil.which("sshd", path=places)) is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for words in (["update", "-qq"], ["install", "-qq", "--yes", "--no-install-recommends", "openssh-server"]):
+            subprocess.run(["apt-get", *words], env=quiet, capture_output=True, timeout=300, check=False)
+        found = shutil.which("sshd", path=places)
+    if found is None:
+        said = "sshd is not installed (Debian: openssh-server)"
+        if os.environ.get("CI"):
+            pytest.fail(said)
+        pytest.skip(said)
+    return found
+
+
+def key_pair(folder: Path, name: str) -> tuple[Path, str]:
+    """A private key without passphrase, and its public line."""
+    path = folder / name
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return path, path.with_suffix(".pub").read_text(encoding="ascii").strip()
+
+
+class Sshd:
+    """sshd on a loopback port of its own, with a host key of its own, which lets one key in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.program, self.folder, self.port = sshd_program(), folder, processes.free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        host, public = key_pair(folder, "host")
+        self.known = f"[127.0.0.1]:{self.port} {public}"
+        self.unknown = f"[127.0.0.1]:{self.port} {key_pair(folder, 'another-host')[1]}"
+        self.key, line = key_pair(folder, "client")
+        self.wrong_key, _ = key_pair(folder, "stranger")
+        (folder / "authorized").write_text(f"{line}\n", encoding="ascii")
+        self.config = folder / "sshd_config"
+        self.config.write_text(
+            f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {host}\nPidFile {folder}/sshd.pid\n"
+            f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+            "KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n",
+            encoding="utf-8",
+        )
+        if os.geteuid() == 0:  # made by the service where that is started; sshd refuses to be root without it
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+
+    def url(self, repository: Repository) -> str:
+        return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{repository.origin}"
+
+    def start(self) -> None:
+        command = [self.program, "-D", "-e", "-f", str(self.config)]
+        # Newer ones make an address wait that was refused, and here all of them come from one.
+        lenient = ["-o", "PerSourcePenalties=no"]
+        if subprocess.run([*command, *lenient, "-t"], capture_output=True, check=False).returncode == 0:
+            command += lenient
+        with (self.folder / "sshd.log").open("ab") as said:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        until(self._answers, f"sshd answers: {shlex.join(command)}", told=self.log)
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()
+        scan = ["ssh-keyscan", "-T", "2", "-p", str(self.port), "127.0.0.1"]
+        return self.known.split()[2] in subprocess.run(scan, capture_output=True, text=True, check=False).stdout
+
+    def kill(self) -> None:
+        """SIGKILL to the one that listens; harmless when it has ended."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def log(self) -> str:
+        return (self.folder / "sshd.log").read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Beside the installation, which must be able to go while servers of git are still up."""
+    found = Path(tempfile.mkdtemp(prefix="ground-remotes-", dir="/var/tmp"))
+    yield found
+    shutil.rmtree(found, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Sshd]:
+    found = Sshd(folder)
+    try:
+        found.start()
+        yield found
+    finally:
+        found.kill()
+
+
+def keep(ground: Installation, name: str, value: str) -> str:
+    """Put a value into the sealed store as a person does; how a Source refers to it."""
+    ground.apply(ground.document("Secret", name, {}, NAMESPACE))
+    words = ("act", "set", "secret", name, "-n", NAMESPACE, "-i", "key=git", "--input-stdin", "value")
+    said = ground.ground(*words, stdin=value)
+    assert said.returncode == 0, said.stderr
+    return f"secret:{name}/git"
+
+
+def declare(ground: Installation, name: str, **spec: Any) -> None:
+    """A Source with the rights to declare services, which looks often enough that nobody has to tell it."""
+    binding = {"role": "admin", "subjects": [f"source:{name}"]}
+    ground.apply(
+        ground.document("RoleBinding", f"source-{name}", binding),
+        ground.document("Source", name, {"namespace": NAMESPACE, "interval": 5, **spec}),
+    )
+
+
+def sync(ground: Installation, name: str) -> None:
+    ground.ok("POST", ground.path("sources", name) + "/actions/sync", {})
+
+
+def note(ground: Installation, name: str) -> str | None:
+    """What a service says it was made with; None when it is not there."""
+    doc = ground.get("services", name, NAMESPACE)
+    return None if doc is None else str(doc["spec"]["env"].get("NOTE"))
+
+
+def refused(ground: Installation, name: str) -> str:
+    """Wait until a Source says, of its newest generation, that it cannot fetch; what it says."""
+
+    def holds() -> Any:
+        doc = ground.need("sources", name)
+        found = [c for c in doc["status"]["conditions"] if c["type"] == "Ready" and c["status"] != "True"]
+        new = [c for c in found if c["observedGeneration"] == doc["metadata"]["generation"]]
+        return new[0] if new and "repository " in new[0]["message"] else None
+
+    ready = until(holds, f"{name} says why not", told=lambda: str(ground.get("sources", name)))
+    assert ready["reason"] in ("CannotFetch", "Forbidden"), ready
+    return str(ready["message"])
+
+
+def test_ssh_with_a_key_and_the_hosts_key(ground: Installation, server: Sshd, folder: Path) -> None:
+    repository = Repository(folder, "repository-good")
+    commit = repository.push({"a.yaml": service("ssh-good", note="one")})
+    credentials = keep(ground, "good", server.key.read_text(encoding="ascii"))
+    declare(ground, "good", repository=server.url(repository), credentials=credentials, knownHosts=server.known)
+    ground.applied("good", commit)
+    ground.until_ready("sources", "good", reason="Applied")
+    assert note(ground, "ssh-good") == "one"
+    commit = repository.push({"a.yaml": service("ssh-good", note="two")})
+    ground.applied("good", commit)
+    assert note(ground, "ssh-good") == "two"
+    assert "PRIVATE KEY" not in ground.log("server")
+    assert not list((ground.data / "git").glob(".private-*")), "the key is on the disk for one fetch only"
+
+
+def test_ssh_to_a_host_that_is_not_the_one_known(ground: Installation, server: Sshd, folder: Path) -> None:
+    repository = Repository(folder, "repository-host")
+    commit = repository.push({"a.yaml": service("ssh-host", note="one")})
+    credentials = keep(ground, "host", server.key.read_text(encoding="ascii"))
+    given = {"repository": server.url(repository), "credentials": credentials}
+    before = ground.list("services")
+    declare(ground, "host", **given, knownHosts=server.unknown)
+    said = refused(ground, "host")
+    assert "shows a host key that is not known" in said
+    assert "known_hosts" in said, "what to do about it"
+    ground.patch("sources", "host", knownHosts="")
+    assert "host key" in refused(ground, "host"), "a host nobody vouches for is not talked to"
+    assert ground.need("sources", "host")["status"]["commit"] == ""
+    assert ground.list("services") == before, "nothing else changes"
+    ground.patch("sources", "host", knownHosts=server.known)
+    ground.applied("host", commit)
+    ground.until_ready("sources", "host")
+    # From here on it is another host that answers under the name: what was applied stays, and no more comes.
+    ground.patch("sources", "host", knownHosts=server.unknown)
+    repository.push({"a.yaml": service("ssh-host", note="two")})
+    sync(ground, "host")
+    said = ground.until_ready("sources", "host", status="Unknown", reason="CannotFetch")["message"]
+    assert "shows a host key that is not known" in said
+    assert ground.need("sources", "host")["status"]["commit"] == commit
+    assert note(ground, "ssh-host") == "one"
+
+
+def test_ssh_with_a_key_the_server_does_not_know(ground: Installation, server: Sshd, folder: Path) -> None:
+    repository = Repository(folder, "repository-client")
+    commit = repository.push({"a.yaml": service("ssh-key", note="one")})
+    credentials = keep(ground, "client", server.wrong_key.read_text(encoding="ascii"))
+    declare(ground, "client", repository=server.url(repository), credentials=credentials, knownHosts=server.known)
+    said = refused(ground, "client")
+    assert "refused the credentials" in said
+    assert "check that the token or key has not expired and may read this repository" in said
+    assert "PRIVATE KEY" not in said
+    assert note(ground, "ssh-key") is None
+    keep(ground, "client", server.key.read_text(encoding="ascii"))
+    ground.applied("client", commit)
+    ground.until_ready("sources", "client")
+    assert note(ground, "ssh-key") == "one"
+
+
+def test_sshd_is_killed_and_comes_back(ground: Installation, server: Sshd, folder: Path) -> None:
+    repository = Repository(folder, "repository-killed")
+    commit = repository.push({"a.yaml": service("ssh-killed", note="one")})
+    credentials = keep(ground, "killed", server.key.read_text(encoding="ascii"))
+    declare(ground, "killed", repository=server.url(repository), credentials=credentials, knownHosts=server.known)
+    ground.applied("killed", commit)
+    server.kill()
+    try:
+        later = repository.push({"a.yaml": service("ssh-killed", note="two")})
+        sync(ground, "killed")
+        said = ground.until_ready("sources", "killed", status="Unknown", reason="CannotFetch")["message"]
+        assert "did not answer" in said
+        assert ground.need("sources", "killed")["status"]["commit"] == commit
+        assert note(ground, "ssh-killed") == "one", "the last state is kept"
+    finally:
+        server.start()
+    ground.applied("killed", later)
+    ground.until_ready("sources", "killed")
+    assert note(ground, "ssh-killed") == "two"
