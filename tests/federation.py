@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from groundcontrol.assembly import CAPABILITIES
+from groundcontrol.kernel.accounts import ensure_admin
 from groundcontrol.kernel.resource import Doc, Key, condition
 from groundcontrol.kernel.runtime import Runtime
 from groundcontrol.kernel.settings import Settings
@@ -45,7 +46,9 @@ class Federation:
         return self.hosts.setdefault(name, MemoryHost())
 
     def open(self) -> Federation:
+        """With one person, ada, who may do everything."""
         self.runtime.open()
+        ensure_admin(self.runtime.store, "ada", "long enough", work=4)
         return self
 
     def restart(self) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from groundcontrol.kernel.accounts import ensure_admin
 from tests.federation import Federation, federation
 from tests.stories.conftest import pushed, service, source
 
@@ -29,7 +28,6 @@ OVERRIDE = {
 def fed(tmp_path: Path) -> Iterator[Federation]:
     with federation(tmp_path) as found:
         found.sites("cnaf", "bari")
-        ensure_admin(found.runtime.store, "ada", "long enough", work=4)
         yield found
 
 
