@@ -1,22 +1,32 @@
-"""A Source reads from a real sshd, and from nobody who is not who its `knownHosts` says."""
+"""A Source reads from a real sshd and over real https, and from nobody who is not who he says he is."""
 
 from __future__ import annotations
 
+import datetime
+import functools
 import getpass
+import ipaddress
 import os
 import shlex
 import shutil
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.acceptance import processes
-from tests.acceptance.installation import Installation, until
+from tests.acceptance.installation import Installation, installation, until
 from tests.acceptance.repository import Repository, service
+from tests.drivers.git.origin import HttpGit
 
 pytestmark = pytest.mark.acceptance
 
@@ -103,6 +113,78 @@ def folder() -> Iterator[Path]:
     found = Path(tempfile.mkdtemp(prefix="ground-remotes-", dir="/var/tmp"))
     yield found
     shutil.rmtree(found, ignore_errors=True)
+
+
+class Authority:
+    """Signs certificates for 127.0.0.1, and for no other name."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.key = folder, ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        made = self._begin(self.name, self.key).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+        usage |= {"encipher_only": False, "decipher_only": False, "digital_signature": True}
+        made = made.add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True)
+        self.file = folder / f"{name}.pem"
+        self.file.write_bytes(made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+    def _begin(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+        begun = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key.public_key())
+        return begun.serial_number(x509.random_serial_number()).not_valid_before(now - day).not_valid_after(now + day)
+
+    def context(self) -> ssl.SSLContext:
+        """What a server of this authority shows."""
+        key, here = ec.generate_private_key(ec.SECP256R1()), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        made = self._begin(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "git")]), key)
+        made = made.add_extension(x509.SubjectAlternativeName([here]), False)
+        form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        pem = key.private_bytes(serialization.Encoding.PEM, *form)
+        pem += made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        file = self.file.with_suffix(".server")
+        file.write_bytes(pem)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+        context.sslsocket_class = Ended
+        return context
+
+
+class Ended(ssl.SSLSocket):
+    """Says that it ends, as TLS wants it said: an end without that may be somebody else's doing, and git refuses it."""
+
+    def shutdown(self, how: int) -> None:
+        self.settimeout(2)
+        with suppress(OSError, ValueError):
+            self.unwrap()
+        super().shutdown(how)
+
+
+class HttpsGit(HttpGit):
+    """`git http-backend` behind TLS; whoever reads shows the token."""
+
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        super().__init__(folder, "token-of-the-platform")
+        self.server.socket = authority.context().wrap_socket(self.server.socket, server_side=True)
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Authority:
+    return Authority(folder, "authority")
+
+
+@pytest.fixture(scope="module")
+def ground(authority: Authority) -> Iterator[Installation]:
+    """An installation whose operator trusts that authority, and the namespace."""
+    with pytest.MonkeyPatch.context() as patch:
+        given = functools.partial(processes.environment, GIT_SSL_CAINFO=str(authority.file))
+        patch.setattr(processes, "environment", given)
+        with installation("cnaf") as found:
+            found.apply(found.document("Namespace", NAMESPACE, {"group": "experiments/alpha"}))
+            yield found
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +289,7 @@ def test_ssh_with_a_key_the_server_does_not_know(ground: Installation, server: S
     said = refused(ground, "client")
     assert "refused the credentials" in said
     assert "check that the token or key has not expired and may read this repository" in said
+    assert "Permission denied (publickey)" in said
     assert "PRIVATE KEY" not in said
     assert note(ground, "ssh-key") is None
     keep(ground, "client", server.key.read_text(encoding="ascii"))
@@ -234,3 +317,55 @@ def test_sshd_is_killed_and_comes_back(ground: Installation, server: Sshd, folde
     ground.applied("killed", later)
     ground.until_ready("sources", "killed")
     assert note(ground, "ssh-killed") == "two"
+
+
+def test_https_with_a_token_and_an_authority_that_is_trusted(
+    ground: Installation, authority: Authority, folder: Path
+) -> None:
+    repository = Repository(folder, "repository-https")
+    commit = repository.push({"a.yaml": service("https-good", note="one")})
+    with closing(HttpsGit(folder, authority)) as remote:
+        credentials = keep(ground, "token", "another-token")
+        url = f"{remote.url}/{repository.origin.name}"
+        declare(ground, "https", repository=url, credentials=credentials)
+        said = refused(ground, "https")
+        assert "refused the credentials" in said
+        assert "another-token" not in said
+        assert note(ground, "https-good") is None
+        keep(ground, "token", remote.password)
+        ground.applied("https", commit)
+        ground.until_ready("sources", "https", reason="Applied")
+        assert note(ground, "https-good") == "one"
+        commit = repository.push({"a.yaml": service("https-good", note="two")})
+        sync(ground, "https")
+        ground.applied("https", commit)
+        assert note(ground, "https-good") == "two"
+        assert remote.password not in ground.log("server")
+        ground.delete("sources", "https")
+        ground.until_gone("sources", "https")
+
+
+def test_https_from_a_server_that_is_not_who_it_says(ground: Installation, authority: Authority, folder: Path) -> None:
+    repository = Repository(folder, "repository-impostor")
+    commit = repository.push({"a.yaml": service("https-impostor", note="one")})
+    credentials = keep(ground, "impostor", "token-of-the-platform")
+    with (
+        closing(HttpsGit(folder, Authority(folder, "strangers"))) as stranger,
+        closing(HttpsGit(folder, authority)) as remote,
+    ):
+        url = f"{remote.url}/{repository.origin.name}"
+        declare(ground, "nobody", repository=f"{stranger.url}/{repository.origin.name}", credentials=credentials)
+        declare(ground, "misnamed", repository=url.replace("127.0.0.1", "localhost"), credentials=credentials)
+        for name in ("nobody", "misnamed"):
+            said = refused(ground, name)
+            assert "shows a certificate that is not trusted" in said
+            assert "GIT_SSL_CAINFO" in said, "what to do about it"
+            assert ground.need("sources", name)["status"]["commit"] == ""
+        assert note(ground, "https-impostor") is None
+        assert not stranger.authorization + remote.authorization, "nobody was shown the token"
+        ground.patch("sources", "misnamed", repository=url)
+        ground.applied("misnamed", commit)
+        assert note(ground, "https-impostor") == "one"
+        for name in ("nobody", "misnamed"):
+            ground.delete("sources", name)
+            ground.until_gone("sources", name)

@@ -33,6 +33,13 @@ ANSWERS = (
         "compare the server's line from ssh-keyscan with the one its owner publishes, and put it into known_hosts",
     ),
     Answer(
+        # As GnuTLS and as OpenSSL say it: an authority nobody trusts, another host's name, a date.
+        ("certificate verification failed", "certificate problem", "ssl certificate", "certificate subject name"),
+        Forbidden,
+        "shows a certificate that is not trusted",
+        "is it this host's, and not expired? For a private authority start `ground serve` with GIT_SSL_CAINFO=its file",
+    ),
+    Answer(
         (
             *("authentication failed", "could not read username", "could not read password", "prompts disabled"),
             *("error: 401", "error: 403", "permission denied", "access denied"),
@@ -81,7 +88,7 @@ def meaning(result: Result, url: str, branch: str) -> GroundError | None:
     said = result.err.lower()
     for answer in ANSWERS:
         if any(phrase in said for phrase in answer.phrases):
-            last = next((line for line in reversed(result.err.splitlines()) if line.strip()), "")
+            lines = (line for line in result.err.splitlines() if any(p in line.lower() for p in answer.phrases))
             what = answer.what.format(branch=branch)
-            return answer.error(f"repository {url} {what} ({answer.remedy}). git: {last[:300]}")
+            return answer.error(f"repository {url} {what} ({answer.remedy}). git: {next(lines, '')[:300]}")
     return None
