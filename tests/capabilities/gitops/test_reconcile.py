@@ -149,3 +149,13 @@ def test_a_webhook_secret_that_is_not_granted_is_said_on_the_source(fed: Federat
     fed.runtime.vault._named["hooks/token"] = "file:/etc/hostname"
     pushed(fed, {"a.yaml": idle("a", version="2")})
     fed.until(lambda: "Webhook" not in [c["type"] for c in status(fed)["conditions"]])
+
+
+def test_a_mended_source_is_fetched_at_once(fed: Federation) -> None:
+    source(fed, interval=3600)
+    applied(fed, pushed(fed, {"a.yaml": idle("a")}))
+    later = fed.repositories.push(REPOSITORY, {"b.yaml": idle("b")})
+    fed.settled()
+    assert status(fed)["commit"] != later
+    source(fed, interval=3599)
+    applied(fed, later)

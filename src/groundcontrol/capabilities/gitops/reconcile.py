@@ -48,6 +48,8 @@ class _State:
     url: str = ""
     error: str = ""
     asked: bool = True
+    generation: int = 0
+    """Of the spec that was last fetched with: mended credentials are tried at once."""
     cache: Cache = field(default_factory=dict)
     desired: Desired | None = None
     parsed_for: tuple[str, ...] = ()
@@ -93,8 +95,9 @@ class SourceReconciler(Reconciler[Source]):
             state.outcome = None
             return Plan(waiting="it is suspended" if spec.suspend else "")
         place = f"{spec.repository} {spec.branch}"
-        if state.asked or state.url != place or look.now - state.fetched >= spec.interval:
-            state.asked = False
+        mended = state.generation != resource.metadata.generation
+        if state.asked or mended or state.url != place or look.now - state.fetched >= spec.interval:
+            state.asked, state.generation = False, resource.metadata.generation
             self._fetch(resource, state, place, look.now)
         if state.error and not state.commit:
             raise Unavailable(state.error)
