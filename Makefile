@@ -12,6 +12,8 @@ BIN    := $(VENV)/bin
 TOOLS  := .tools/uv
 # uv from PATH when there is one; the pinned one in .tools otherwise.
 UV     := $(or $(shell command -v uv 2>/dev/null),$(TOOLS)/bin/uv)
+# Trust what the machine trusts, its institute's own authority among it; uv brings a list of its own otherwise.
+export UV_SYSTEM_CERTS ?= 1
 
 # The stamp's name carries what the environment is made from; other names mean it is out of date.
 KEY    := $(shell { cat requirements/dev.lock requirements/uv.txt; sed '/^\[tool\.ruff\]/,$$d' pyproject.toml; } | sha256sum | cut -c1-16)
