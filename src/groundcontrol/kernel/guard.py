@@ -8,7 +8,6 @@ group is the plan a person sees, with a digest over exactly its changes.
 from __future__ import annotations
 
 import builtins
-import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -341,8 +340,13 @@ class Hold(NamedTuple):
     """A field on which a Run has its hands."""
 
     path: str
+    """`spec.…` of the resource itself; anything else (`*`: everything) of what it has outside."""
     run: str
     until: float
+
+    @property
+    def of_spec(self) -> bool:
+        return self.path.startswith("spec.")
 
     def touches(self, change: Change) -> bool:
         """Whether a change would touch it. What makes or removes the whole thing touches every field."""
@@ -351,16 +355,12 @@ class Hold(NamedTuple):
         return any(f == self.path or f.startswith((f"{self.path}.", f"{self.path}[")) for f in change.fields)
 
 
-def holds_of(conn: sa.Connection, owner_uid: str, at: float) -> tuple[Hold, ...]:
-    """What Runs hold of one resource now."""
-    rows = conn.execute(sa.select(_o).where(_o.c.owner_uid == owner_uid, _o.c.until > at).order_by(_o.c.path))
-    return tuple(Hold(r.path, r.run, r.until) for r in rows)
-
-
-def held_paths(conn: sa.Connection, owner_uid: str, at: float | None = None) -> dict[str, str]:
-    """Field path to the Run that holds it, for one resource."""
-    found = holds_of(conn, owner_uid, time.time() if at is None else at)
-    return {h.path: f"run {h.run} until {now(h.until)}" for h in found}
+def all_holds(conn: sa.Connection, at: float) -> dict[str, tuple[Hold, ...]]:
+    """What Runs hold now, by the uid of the resource. There are few: as many as steps of live Runs."""
+    found: dict[str, tuple[Hold, ...]] = {}
+    for r in conn.execute(sa.select(_o).where(_o.c.until > at).order_by(_o.c.owner_uid, _o.c.path)):
+        found[r.owner_uid] = (*found.get(r.owner_uid, ()), Hold(r.path, r.run, r.until))
+    return found
 
 
 Permit = Callable[[Tx, Subject, str], None]

@@ -29,11 +29,6 @@ SCOPE = frozenset({"read", "write"})
 """What a Run may do of what its starter may: it cannot approve, and cannot change who may do what."""
 
 
-def fields_of(uid: str) -> str:
-    """The owner under which the spec of a resource is held: its reconciler may go on making it true meanwhile."""
-    return f"{uid}/spec"
-
-
 @dataclass(frozen=True)
 class Case:
     """One Run as one turn sees it."""
@@ -202,7 +197,7 @@ def _write(
     mine = {path for path, owner in managers.items() if owner == case.manager}
     uid = old["metadata"]["uid"]
     for path in fields if until > tx.time else ():
-        hold(tx, key, fields_of(uid), path, case.key.path, until)
+        hold(tx, key, uid, path, case.key.path, until)
     tx.replace(new, case.manager, given=frozenset(mine | set(touched)))
     changes = {p: [_at(old["spec"], p), _at(new["spec"], p)] for p in fields}
     tx.audit(case.subject, "update", key, run=case.key.path, step=step.name, paths=sorted(fields))
@@ -230,7 +225,7 @@ def let_go(tx: Tx, case: Case, at: float | None = None) -> tuple[list[int], tupl
                 _hand_back(tx, case, key, done["uid"], path)
     uids = tuple(sorted({d["uid"] for d in over}))
     if at is None:
-        uids = tuple(sorted({*uids, *(u.partition("/")[0] for u in unhold(tx, case.key.path))}))
+        uids = tuple(sorted({*uids, *unhold(tx, case.key.path)}))
     return [d["number"] for d in over], uids
 
 

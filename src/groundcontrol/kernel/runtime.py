@@ -29,10 +29,10 @@ from groundcontrol.kernel.loop import Controller, Pace
 from groundcontrol.kernel.reconcile import Reconciler
 from groundcontrol.kernel.resource import API_VERSION, Doc, Key, Kinds, did_you_mean
 from groundcontrol.kernel.rights import Subject
-from groundcontrol.kernel.run_turns import RunTurns
 from groundcontrol.kernel.secrets import Resolver, Sealed
 from groundcontrol.kernel.settings import Settings
 from groundcontrol.kernel.store import Store
+from groundcontrol.kernel.turn import Turns
 from groundcontrol.kernel.tx import Tx
 from groundcontrol.kernel.vault import Vault
 from groundcontrol.kernel.world import Watching, World
@@ -116,7 +116,7 @@ class Runtime:
             r for capability in self.capabilities for r in capability.reconcilers(self)
         )
         self.store.finalizers = frozenset(r.kind.__name__ for r in self.reconcilers if r.tears_down)
-        self.turns = RunTurns(self.store, self.world, self.limits)
+        self.turns = Turns(self.store, self.world, self.limits)
         pace = Pace(
             workers=loop.workers,
             in_flight=loop.in_flight,

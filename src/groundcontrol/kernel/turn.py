@@ -2,23 +2,23 @@
 
 Two commits surround every call outside: before it, the claim and the intent; after it, the outcome, the audit entry,
 the timeline and the status together. A worker killed anywhere in between leaves an intent, which the next turn
-resolves by looking.
+resolves by looking. What a Run has its hands on waits until the Run lets go.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import sqlalchemy as sa
 
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.claims import claim, claims_of, close_intent, intents_of, open_intent
 from groundcontrol.kernel.errors import Claimed, Conflict, GroundError, OutcomeUnknown, Unavailable
-from groundcontrol.kernel.guard import Hold, Verdict, decide, holds_of
+from groundcontrol.kernel.guard import Hold, Verdict, all_holds, decide
 from groundcontrol.kernel.outcomes import Outcomes
 from groundcontrol.kernel.plan import STORE, Change, Limit, Plan, Target, digest_of
 from groundcontrol.kernel.reconcile import Act, Look, Reconciler, Report, StoreWrite, store_key
@@ -48,6 +48,14 @@ class Outcome:
     """Whether a call outside got no answer; counts against the driver instance's breaker."""
     answered: bool = False
     """Whether a call outside was answered; closes the breaker."""
+
+
+@runtime_checkable
+class TakesOwnTurns(Protocol):
+    """A reconciler whose kind is not kept as it is wanted, but goes through something once."""
+
+    def take_turn(self, key: Key, turns: Turns) -> Outcome:
+        """One turn. May raise what `Turns.turn` turns into a status; Conflict means to look again at once."""
 
 
 class _Stale(Conflict):
@@ -106,6 +114,8 @@ class Turns:
         look = Look(self.store, self.world, key, entry.uid)
         turn: _Turn | None = None
         try:
+            if isinstance(reconciler, TakesOwnTurns):
+                return self._own_turn(reconciler, key)
             resource = self.store.kinds.view(entry.doc)
             blocked, confirm_in = self._outcomes.resolve(look, resource.deleting)
             plan = reconciler.plan(resource, look) if blocked is None else blocked
@@ -136,6 +146,12 @@ class Turns:
             if turn is not None and turn.intents:
                 self._outcomes.over((change_key for _, change_key in turn.intents), entry.uid)
 
+    def _own_turn(self, reconciler: TakesOwnTurns, key: Key) -> Outcome:
+        try:
+            return reconciler.take_turn(key, self)
+        except Conflict as error:
+            raise _Stale(error.message) from error
+
     # ── before the calls ────────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, reconciler: AnyReconciler, turn: _Turn) -> None:
@@ -157,9 +173,7 @@ class Turns:
             or current["metadata"]["deletionTimestamp"] != meta.deletion_timestamp
         ):
             raise _Stale(f"{turn.key} changed while it was planned")
-        holds = holds_of(tx.conn, meta.uid, tx.time)
-        changes, turn.foreign = _not_held(turn.plan.changes, holds)
-        turn.free_at = min((h.until for h in holds), default=None)
+        changes = self._free(tx, turn)
         scopes = list(dict.fromkeys(s for c in changes if c.destructive for s in _scopes(reconciler, turn, c, self)))
         # What is held of a resource is its first reconciler's: a second one that destroys nothing leaves it alone.
         asks = reconciler.reports or any(c.destructive for c in changes)
@@ -177,6 +191,24 @@ class Turns:
                 turn.error = turn.error or error
                 reconciler.refused(turn.resource, change, error)
         self._record(tx, reconciler, turn, turn.done, "done")
+
+    def _free(self, tx: Tx, turn: _Turn) -> list[Change]:
+        """The changes that touch nothing a Run has its hands on; words about the others go into the turn."""
+        holds = all_holds(tx.conn, tx.time)
+        held = [(c, by) for c in turn.plan.changes if (by := self._holder(holds, turn, c))]
+        turn.foreign = tuple(f"{c.verb} {c.target} waits for run {by.run} until {now(by.until)}" for c, by in held)
+        turn.free_at = min((by.until for _, by in held), default=None)
+        waiting = {id(c) for c, _ in held}
+        return [c for c in turn.plan.changes if id(c) not in waiting]
+
+    def _holder(self, holds: Mapping[str, Sequence[Hold]], turn: _Turn, change: Change) -> Hold | None:
+        """The hold that a change would touch. A field of a spec is held against whoever would change that resource;
+        making the spec true is what the Run waits for. Anything else is held of what the resource has outside."""
+        near = [h for h in holds.get(turn.uid, ()) if not h.of_spec]
+        if change.target.driver == STORE and change.verb not in ("create", "status"):
+            entry = self.store.entry(store_key(change.target))
+            near += [h for h in holds.get(entry.uid, ()) if h.of_spec] if entry else []
+        return next((h for h in near if h.touches(change)), None)
 
     def _announce(self, tx: Tx, turn: _Turn, change: Change) -> str:
         """Claim the target and say that a call may come; the change key."""
@@ -411,18 +443,6 @@ class Turns:
 
 def _scopes(reconciler: AnyReconciler, turn: _Turn, change: Change, turns: Turns) -> Any:
     return reconciler.scopes(turn.resource, change, turns.store)
-
-
-def _not_held(changes: Sequence[Change], holds: Sequence[Hold]) -> tuple[list[Change], tuple[str, ...]]:
-    """The changes that touch no field a Run has its hands on, and words about those that do."""
-    free, foreign = [], []
-    for change in changes:
-        by = next((h for h in holds if h.touches(change)), None)
-        if by:
-            foreign.append(f"{change.verb} {change.target} waits for run {by.run} until {now(by.until)}")
-        else:
-            free.append(change)
-    return free, tuple(foreign)
 
 
 def _with_times(resource: Resource, found: Any, answers: list[Condition]) -> dict[str, Any] | None:
