@@ -8,8 +8,8 @@ import pytest
 
 from groundcontrol.drivers.git.command import Settings
 from groundcontrol.drivers.git.driver import GitRepositories
-from groundcontrol.kernel.errors import Invalid, NotFound
-from groundcontrol.ports.repository import Repositories
+from groundcontrol.kernel.errors import Conflict, GroundError, Invalid, NotFound, OutcomeUnknown
+from groundcontrol.ports.repository import Offer, Repositories
 from groundcontrol.ports.twins.repository import TwinRepositories
 from tests.drivers.git.origin import LINK, SUBMODULE, Origin
 
@@ -23,6 +23,7 @@ class Server(Protocol):
     def special(self, path: str, mode: int) -> str: ...
     def delete_branch(self, branch: str) -> None: ...
     def vanish(self) -> None: ...
+    def heads(self) -> dict[str, str]: ...
 
 
 class GitServer(Origin):
@@ -31,6 +32,10 @@ class GitServer(Origin):
 
     def vanish(self) -> None:
         self.path.rename(self.path.with_name("moved"))
+
+    def heads(self) -> dict[str, str]:
+        refs = self.repository.references
+        return {n.removeprefix("refs/heads/"): str(refs[n].target) for n in refs if n.startswith("refs/heads/")}
 
 
 class TwinServer:
@@ -50,6 +55,9 @@ class TwinServer:
 
     def vanish(self) -> None:
         del self.twin.branches[self.url]
+
+    def heads(self) -> dict[str, str]:
+        return dict(self.twin.branches[self.url])
 
 
 def git(tmp_path: Path) -> tuple[Repositories, Server]:
@@ -207,3 +215,115 @@ def test_what_cannot_be_a_branch_is_invalid(sides: tuple[Repositories, Server], 
 def test_what_cannot_be_a_repository_is_invalid(sides: tuple[Repositories, Server], url: str) -> None:
     with pytest.raises(Invalid):
         sides[0].fetch(url, "main")
+
+
+def offer(base: str, branch: str = "ground/web-1", **files: bytes) -> Offer:
+    contents = {path.replace("__", "/"): content for path, content in files.items()}
+    return Offer(
+        base=base,
+        branch=branch,
+        files=contents or {"a/web": b"two\n"},
+        message="Service alpha/web: replicas\n\nProposed by user:ada\n",
+        author="Ground Control",
+        email="ground@example.org",
+        time=1_700_000_100,
+    )
+
+
+def test_a_proposal_is_one_commit_upon_the_branch_s_head(sides: tuple[Repositories, Server]) -> None:
+    here, server = sides
+    server.commit({"a/web": "one\n", "a/other": "x", "b": "y"})
+    server.special("link", LINK)
+    base = server.special("sub/module", SUBMODULE)
+    here.fetch(server.url, "main")
+    made = here.propose(server.url, offer(base))
+    assert server.heads() == {"main": base, "ground/web-1": made}, "the Source's branch stays where it is"
+    assert here.fetch(server.url, "ground/web-1") == made
+    assert [c.sha for c in here.log(server.url, made, 2)] == [made, base]
+    told = here.log(server.url, made, 1)[0]
+    assert (told.author, told.subject, told.time) == (
+        "Ground Control",
+        "Service alpha/web: replicas",
+        1_700_000_100,
+    )
+    found = here.diff(server.url, base, made)
+    assert (set(found.changed), found.removed) == ({"a/web"}, ())
+    assert here.read(server.url, found.changed["a/web"].blob) == b"two\n"
+    assert here.tree(server.url, made).refused == here.tree(server.url, base).refused, "nothing else is touched"
+
+
+def test_branches_are_found_by_the_beginning_of_their_names(sides: tuple[Repositories, Server]) -> None:
+    here, server = sides
+    base = server.commit({"a/web": "one\n"})
+    assert here.heads(server.url, "ground/") == {}
+    here.fetch(server.url, "main")
+    made = here.propose(server.url, offer(base))
+    other = server.commit({"z": "1"}, branch="other/ground/web-1")
+    assert here.heads(server.url, "ground/") == {"ground/web-1": made}
+    assert here.heads(server.url, "ground/web-1") == {"ground/web-1": made}
+    assert here.heads(server.url, "o") == {"other/ground/web-1": other}
+    assert here.heads(server.url, "nowhere/") == {}
+    server.vanish()
+    with pytest.raises(NotFound):
+        here.heads(server.url, "ground/")
+
+
+def test_a_branch_that_is_there_is_never_touched(sides: tuple[Repositories, Server]) -> None:
+    here, server = sides
+    first = server.commit({"a/web": "one\n"})
+    base = server.commit({"a/web": "between\n"})
+    somebodys = server.commit({"a/web": "mine\n"}, branch="ground/web-1")
+    here.fetch(server.url, "main")
+    with pytest.raises(Conflict, match=r"has a branch ground/web-1 already"):
+        here.propose(server.url, offer(base))
+    # Also when git would call it fast-forward: what is there is an ancestor of what we have.
+    for there in (first, base):
+        with pytest.raises(Conflict):
+            here.propose(server.url, offer(base, branch="main", a__web=there.encode()))
+    assert server.heads() == {"main": base, "ground/web-1": somebodys}
+
+
+def test_equal_offers_are_one_commit(sides: tuple[Repositories, Server]) -> None:
+    here, server = sides
+    base = server.commit({"a/web": "one\n"})
+    here.fetch(server.url, "main")
+    made = here.propose(server.url, offer(base))
+    try:
+        again = here.propose(server.url, offer(base))
+    except Conflict:
+        again = here.heads(server.url, "ground/web-1")["ground/web-1"]
+    assert again == made
+    other = here.propose(server.url, offer(base, branch="ground/web-2", a__web=b"three\n"))
+    assert other != made
+
+
+def test_only_files_that_are_there_are_changed(sides: tuple[Repositories, Server]) -> None:
+    here, server = sides
+    server.commit({"a/web": "one\n"})
+    base = server.special("link", LINK)
+    here.fetch(server.url, "main")
+    for path in ("new", "a", "link", "a/web/x", "../a/web", "", ".git/config"):
+        with pytest.raises(NotFound):
+            here.propose(server.url, offer(base, **{path: b"x"}))
+    with pytest.raises(NotFound):
+        here.propose(server.url, offer("f" * 40))
+    assert server.heads() == {"main": base}
+
+
+@pytest.mark.parametrize("branch", ["", "-x", "a b", "a..b"])
+def test_a_proposal_needs_a_branch_s_name(sides: tuple[Repositories, Server], branch: str) -> None:
+    here, server = sides
+    base = server.commit({"a/web": "one\n"})
+    here.fetch(server.url, "main")
+    with pytest.raises(Invalid):
+        here.propose(server.url, offer(base, branch=branch))
+
+
+def test_a_server_that_is_gone_gets_nothing(sides: tuple[Repositories, Server]) -> None:
+    here, server = sides
+    base = server.commit({"a/web": "one\n"})
+    here.fetch(server.url, "main")
+    server.vanish()
+    with pytest.raises(GroundError) as caught:
+        here.propose(server.url, offer(base))
+    assert not isinstance(caught.value, OutcomeUnknown), "it is known that nothing came of it"

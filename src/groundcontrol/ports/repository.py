@@ -1,6 +1,6 @@
-"""What a git server can do for us: give a branch, and let its files, history and signatures be read.
+"""What a git server can do for us: give a branch, let its files, history and signatures be read, take a new branch.
 
-A driver keeps a local copy of each repository, named by its url. `fetch` is the only call that leaves the machine;
+A driver keeps a local copy of each repository, named by its url. `fetch`, `heads` and `propose` leave the machine;
 all others read what earlier fetches brought. Nothing of a repository is ever run: no hooks, filters, submodules or
 links. Errors: `Invalid` for a url or branch that cannot be one, `Unavailable` when the server did not answer or the
 copy here is damaged (fetch again), `Forbidden` when it refused the credentials, `NotFound` when repository, branch,
@@ -78,6 +78,23 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     """First line of the message."""
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """A commit to be made, for people to look at."""
+
+    base: str
+    """The commit it is built upon; it was fetched before."""
+    branch: str
+    """The branch it is pushed as. It must not be there yet."""
+    files: Mapping[str, bytes]
+    """Path to new content, of files that are in `base`; their modes stay."""
+    message: str
+    author: str
+    """Name of author and committer."""
+    email: str
+    time: float
+    """Seconds since the epoch. Equal offers are equal commits."""
+
+
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
     """Whose signatures count."""
 
@@ -125,6 +142,17 @@ class Repositories(Protocol):
 
     def verify(self, url: str, commit: str, trust: Trust) -> Signature:
         """Whether one of those trusted signed this commit."""
+        ...
+
+    def heads(self, url: str, prefix: str, credentials: Credentials | None = None) -> Mapping[str, str]:
+        """The server's branches whose names begin so, as they are now, with their commits."""
+        ...
+
+    def propose(self, url: str, offer: Offer, credentials: Credentials | None = None) -> str:
+        """Make the commit and push it as a branch of its own; returns the commit. The local copy alone gets nothing.
+
+        Never forced and never onto a branch that is there: `Conflict` then. `OutcomeUnknown` when no answer came and
+        the server, asked again, does not show it: it may still come."""
         ...
 
     def forget(self, url: str) -> None:

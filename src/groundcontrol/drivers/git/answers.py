@@ -1,11 +1,11 @@
-"""What git and the programs below it say in the C locale when a fetch fails, and which of our errors that is."""
+"""What git and the programs below it say in the C locale when they fail, and which of our errors that is."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from groundcontrol.drivers.git.command import Result
-from groundcontrol.kernel.errors import Forbidden, GroundError, Invalid, NotFound, Unavailable
+from groundcontrol.kernel.errors import Conflict, Forbidden, GroundError, Invalid, NotFound, Unavailable
 
 
 class Answer(NamedTuple):
@@ -83,10 +83,32 @@ ANSWERS = (
 )
 
 
-def meaning(result: Result, url: str, branch: str) -> GroundError | None:
+# Asked first when a push fails.
+REFUSED = (
+    Answer(
+        ("stale info", "already exists", "exists; cannot create", "non-fast-forward", "fetch first"),
+        Conflict,
+        "has a branch {branch} already",
+        "it is left as it is",
+    ),
+    Answer(
+        (
+            *("remote rejected", "hook declined", "not allowed to push", "write access", "read-only", "read only"),
+            *("error: 403", "permission denied", "access denied", "denied to"),
+        ),
+        Forbidden,
+        "does not let these credentials push {branch}",
+        "give them the right to push such branches, or leave spec.proposals out",
+    ),
+)
+NOT_SENT = ("could not resolve", "connection refused", "couldn't connect", "failed to connect", "no route to host")
+"""What is said when not even a connection came to be."""
+
+
+def meaning(result: Result, url: str, branch: str, answers: tuple[Answer, ...] = ANSWERS) -> GroundError | None:
     """The error behind what git said; None when it is not about the server, so that our copy may be damaged."""
     said = result.err.lower()
-    for answer in ANSWERS:
+    for answer in answers:
         if any(phrase in said for phrase in answer.phrases):
             lines = (line for line in result.err.splitlines() if any(p in line.lower() for p in answer.phrases))
             what = answer.what.format(branch=branch)

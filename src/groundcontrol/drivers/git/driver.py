@@ -1,4 +1,4 @@
-"""The `Repositories` port over git: one bare copy per url below a folder, fetched under a lock, read in between.
+"""The `Repositories` port over git: one bare copy per url below a folder, changed under a lock, read in between.
 
 The place of a copy is a link to a folder of its own name, set when the copy is whole: a killed process leaves no half
 of one, and a copy made anew never has the path of the one before (libgit2 remembers open packs by path, also broken
@@ -13,17 +13,17 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from groundcontrol.drivers.git import command
+from groundcontrol.drivers.git import command, push
 from groundcontrol.drivers.git.answers import meaning
 from groundcontrol.drivers.git.command import Settings
 from groundcontrol.drivers.git.mirror import DAMAGED, Damaged, Mirror
 from groundcontrol.drivers.git.signatures import verify_commit
 from groundcontrol.kernel.errors import NotFound, TooLarge, Unavailable
-from groundcontrol.ports.repository import Commit, Credentials, Difference, Signature, Tree, Trust
+from groundcontrol.ports.repository import Commit, Credentials, Difference, Offer, Signature, Tree, Trust
 
 _LOOSE = 30
 """Loose objects in one of 256 folders, and packs, above which a copy is tidied: git's own thresholds."""
@@ -42,10 +42,7 @@ class GitRepositories:
         transport = command.check_url(url, self.settings)
         command.check_branch(branch)
         place = self._place(url)
-        with self._locked(place), command.private_folder(self.settings) as folder:
-            env = command.environment(self.settings, folder)
-            env |= command.credentials_environment(url, transport, credentials, self.settings, folder)
-            secrets = (credentials.password,) if credentials else ()
+        with self._locked(place), self._shown(url, transport, credentials) as (env, secrets):
             if place.exists() and not (place / DAMAGED).exists():
                 result = self._fetch(place, url, branch, env, secrets)
                 if result.code == 0 and (sha := self._arrived(url, place, branch)):
@@ -55,6 +52,33 @@ class GitRepositories:
                     raise error
                 # Not the server's doing: the copy is damaged. Once more from nothing.
             return self._clone(place, url, branch, env, secrets)
+
+    def heads(self, url: str, prefix: str, credentials: Credentials | None = None) -> Mapping[str, str]:
+        transport = command.check_url(url, self.settings)
+        command.check_branch(f"{prefix}x")
+        with self._shown(url, transport, credentials) as (env, secrets):
+            return push.heads(url, prefix, self.settings, env, secrets)
+
+    def propose(self, url: str, offer: Offer, credentials: Credentials | None = None) -> str:
+        transport = command.check_url(url, self.settings)
+        command.check_branch(offer.branch)
+        place = self._place(url)
+        with self._locked(place), self._shown(url, transport, credentials) as (env, secrets):
+            with self._reading(url) as mirror:
+                sha = mirror.commit_offer(offer)
+                where = mirror.path
+            push.push(where, url, transport, sha, offer.branch, self.settings, env, secrets)
+            return sha
+
+    @contextmanager
+    def _shown(
+        self, url: str, transport: str, credentials: Credentials | None
+    ) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
+        """The environment of a call to that server, with what it is shown, and what nobody else may see of that."""
+        with command.private_folder(self.settings) as folder:
+            env = command.environment(self.settings, folder)
+            env |= command.credentials_environment(url, transport, credentials, self.settings, folder)
+            yield env, (credentials.password,) if credentials else ()
 
     def tree(self, url: str, commit: str, path: str = ".") -> Tree:
         with self._reading(url) as mirror:

@@ -1,4 +1,4 @@
-"""Reads one local copy by pygit2: trees, blobs and history by name, nothing checked out, nothing followed.
+"""Reads one local copy by pygit2, and adds commits to it: nothing is checked out, nothing followed.
 
 Trees are read as the bytes they are. A tree of the same name has the same content, so each is looked at once and a
 commit that changes one file costs the folders above that file.
@@ -17,7 +17,7 @@ import pygit2
 from pygit2.enums import ObjectType, SortMode
 
 from groundcontrol.kernel.errors import NotFound, TooLarge
-from groundcontrol.ports.repository import Commit, Difference, Entry, Refused, Tree
+from groundcontrol.ports.repository import Commit, Difference, Entry, Offer, Refused, Tree
 
 _NAME = re.compile(r"[0-9a-f]{40}")
 _MAX_DEPTH = 64
@@ -154,6 +154,33 @@ class Mirror:
         except (KeyError, pygit2.GitError) as error:
             raise Damaged(f"history of {new}: {error}") from error
 
+    def commit_offer(self, offer: Offer) -> str:
+        """Make the commit, under no name: only whoever knows it finds it."""
+        tree = str(self.commit(offer.base).tree_id)
+        try:
+            for path, content in offer.files.items():
+                tree = self._with_file(tree, path.split("/"), self._odb.write(ObjectType.BLOB, content).raw, path)
+            who = pygit2.Signature(offer.author, offer.email, int(offer.time), 0)
+            made = self._repository.create_commit(None, who, who, offer.message, tree, [offer.base])
+        except (KeyError, ValueError, pygit2.GitError) as error:
+            raise Damaged(f"a commit upon {offer.base}: {error}") from error
+        return str(made)
+
+    def _with_file(self, tree: str, parts: list[str], blob: bytes, path: str) -> str:
+        """The tree with another content of one file. Its bytes are those of the old one but for the one name."""
+        kind, data = self._odb.read(tree)
+        wanted, last = parts[0].encode(), len(parts) == 1
+        for mode, raw, at in _entries(data if kind == ObjectType.TREE else b""):
+            if raw != wanted:
+                continue
+            # A link or submodule is not a file, and nothing is written through it.
+            if _why_refused(mode, raw) or (mode & 0o170000 == _FOLDER) is last:
+                break
+            inner = data[at : at + 20].hex()
+            new = blob if last else bytes.fromhex(self._with_file(inner, parts[1:], blob, path))
+            return str(self._odb.write(ObjectType.TREE, data[:at] + new + data[at + 20 :]))
+        raise NotFound(f"no file {path} in the commit to build upon")
+
     # ---------------------------------------------------------------------------------------------------- trees
 
     def _walk(self, folder: str, prefix: str, depth: int) -> Iterator[tuple[str, _Item]]:
@@ -188,13 +215,8 @@ class Mirror:
         return items
 
     def _parsed(self, data: bytes) -> Iterator[_Item]:
-        """The entries of a tree object: `<octal mode> <name>\\0<20 bytes of name>`, one after the other."""
-        at = 0
-        while at < len(data):
-            space = data.index(b" ", at)
-            end = data.index(b"\0", space)
-            mode, raw, sha = int(data[at:space], 8), data[space + 1 : end], data[end + 1 : end + 21].hex()
-            at = end + 21
+        for mode, raw, at in _entries(data):
+            sha = data[at : at + 20].hex()
             name = raw.decode("utf-8", "replace")
             refused = _why_refused(mode, raw)
             if refused:
@@ -205,6 +227,16 @@ class Mirror:
             else:
                 size = 0 if refused else self._odb.read_header(sha)[1]
                 yield _Item(name, sha, 0o100755 if mode & 0o100 else 0o100644, size, refused)
+
+
+def _entries(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Mode, name and where the object's name begins: `<octal mode> <name>\\0<20 bytes>`, one after the other."""
+    at = 0
+    while at < len(data):
+        space = data.index(b" ", at)
+        end = data.index(b"\0", space)
+        yield int(data[at:space], 8), data[space + 1 : end], end + 1
+        at = end + 21
 
 
 def _why_refused(mode: int, raw: bytes) -> str:

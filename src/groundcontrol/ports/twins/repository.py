@@ -1,20 +1,22 @@
 """Git servers in memory, for tests of whatever uses the `Repositories` port; it passes the port's contract tests.
 
 The calls of the port see what `fetch` brought; the other methods are the server's side: what people push, rewrite and
-delete. `fetches` and `reads` count the calls.
+delete. `fetches`, `reads` and `pushes` count the calls.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
-from groundcontrol.kernel.errors import Forbidden, GroundError, Invalid, NotFound
+from groundcontrol.kernel.errors import Conflict, Forbidden, GroundError, Invalid, NotFound, OutcomeUnknown
 from groundcontrol.ports.repository import (
     Commit,
     Credentials,
     Difference,
     Entry,
+    Offer,
     Refused,
     Signature,
     Tree,
@@ -48,6 +50,11 @@ class TwinRepositories:
         """Url to what fetching it raises."""
         self.fetches: list[tuple[str, str]] = []
         self.reads: list[str] = []
+        self.pushes: list[tuple[str, str]] = []
+        self.protected: set[str] = set()
+        """Urls where these credentials may read, and not push."""
+        self.silent: Literal["", "lost", "late"] = ""
+        """The next push is not answered: it never arrived (`lost`), or it arrives and nobody hears of it (`late`)."""
         self._versions: dict[str, _Version] = {}
         self._blobs: dict[str, bytes] = {}
         self._here: dict[str, set[str]] = {}
@@ -97,17 +104,9 @@ class TwinRepositories:
     # ------------------------------------------------------------------------------------------------ the port
 
     def fetch(self, url: str, branch: str, credentials: Credentials | None = None) -> str:
-        if "://" not in url or url.startswith("-"):
-            raise Invalid(f"repository {url!r} is not a url")
-        if not branch or branch.startswith("-") or " " in branch or ".." in branch:
-            raise Invalid(f"{branch!r} is not a branch name")
+        self._may_be(url, branch)
         self.fetches.append((url, branch))
-        if url in self.broken:
-            raise self.broken[url]
-        if url not in self.branches:
-            raise NotFound(f"repository {url} is not there, or these credentials may not see it")
-        if url in self.passwords and (credentials is None or credentials.password != self.passwords[url]):
-            raise Forbidden(f"repository {url} refused the credentials")
+        self._reach(url, credentials)
         if branch not in self.branches[url]:
             raise NotFound(f"repository {url} has no branch {branch}")
         head = at = self.branches[url][branch]
@@ -116,6 +115,20 @@ class TwinRepositories:
             here.add(at)
             at = self._versions[at].parent
         return head
+
+    def _may_be(self, url: str, branch: str) -> None:
+        if "://" not in url or url.startswith("-"):
+            raise Invalid(f"repository {url!r} is not a url")
+        if not branch or branch.startswith("-") or " " in branch or ".." in branch:
+            raise Invalid(f"{branch!r} is not a branch name")
+
+    def _reach(self, url: str, credentials: Credentials | None) -> None:
+        if url in self.broken:
+            raise self.broken[url]
+        if url not in self.branches:
+            raise NotFound(f"repository {url} is not there, or these credentials may not see it")
+        if url in self.passwords and (credentials is None or credentials.password != self.passwords[url]):
+            raise Forbidden(f"repository {url} refused the credentials")
 
     def tree(self, url: str, commit: str, path: str = ".") -> Tree:
         parts = [part for part in path.split("/") if part not in ("", ".")]
@@ -179,6 +192,36 @@ class TwinRepositories:
         if signer not in (line.split(" ")[0] for line in trust.signers.splitlines()):
             return Signature(good=False, reason="it is signed by somebody who is not among spec.verify.allowedSigners")
         return Signature(good=True, signer=signer)
+
+    def heads(self, url: str, prefix: str, credentials: Credentials | None = None) -> Mapping[str, str]:
+        self._reach(url, credentials)
+        return {name: sha for name, sha in sorted(self.branches[url].items()) if name.startswith(prefix)}
+
+    def propose(self, url: str, offer: Offer, credentials: Credentials | None = None) -> str:
+        self._may_be(url, offer.branch)
+        files = dict(self._version(url, offer.base).files)
+        for path, content in offer.files.items():
+            if path not in files or files[path][1] in (_LINK, _SUBMODULE):
+                raise NotFound(f"no file {path} in commit {offer.base[:12]}")
+            files[path] = (content, files[path][1])
+        self._reach(url, credentials)
+        self.pushes.append((url, offer.branch))
+        silent, self.silent = self.silent, ""
+        if silent == "lost":
+            raise OutcomeUnknown(f"repository {url} did not answer; branch {offer.branch} may come or not: look first")
+        if url in self.protected:
+            raise Forbidden(f"repository {url} does not let these credentials push {offer.branch}")
+        identity = repr((url, sorted(files.items()), offer.base, offer.message, offer.author, offer.email, offer.time))
+        sha = hashlib.sha1(identity.encode()).hexdigest()
+        there = self.branches[url].get(offer.branch)
+        if there is not None:
+            raise Conflict(f"repository {url} has a branch {offer.branch} already; it is left as it is")
+        about = Commit(sha=sha, author=offer.author, time=offer.time, subject=offer.message.split("\n", 1)[0])
+        self._versions[sha] = _Version(files, offer.base, about)
+        self.branches[url][offer.branch] = sha
+        if silent == "late":
+            raise OutcomeUnknown(f"repository {url} did not answer; branch {offer.branch} may come or not: look first")
+        return sha
 
     def forget(self, url: str) -> None:
         self._here.pop(url, None)
