@@ -14,9 +14,10 @@ from groundcontrol.assembly import kinds
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.accounts import Accounts, ensure_admin
 from groundcontrol.kernel.errors import NotFound, Unauthenticated, Unavailable
+from groundcontrol.kernel.incarnation import observing
 from groundcontrol.kernel.ledger import Ledger
 from groundcontrol.kernel.resource import API_VERSION
-from groundcontrol.kernel.runtime import DATASETS
+from groundcontrol.kernel.runtime import DATASETS, WITNESS
 from groundcontrol.kernel.settings import load
 from groundcontrol.kernel.store import Store
 from groundcontrol.programs import admin
@@ -24,7 +25,7 @@ from groundcontrol.programs import admin
 
 def opened(place: Path) -> Store:
     data = place / "data"
-    return Store(f"sqlite:///{data / 'ground.db'}", kinds(), lock=data / "lock").open()
+    return Store(f"sqlite:///{data / 'ground.db'}", kinds(), lock=data / "lock", witness=data / WITNESS).open()
 
 
 @pytest.fixture
@@ -92,6 +93,26 @@ def test_a_running_server_is_not_gone_behind(place: Path, given: Any, words: lis
             admin.main(words)
     finally:
         store.close()
+
+
+def test_a_directory_put_back_whole_is_said_to_be_restored(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = opened(place)
+    with store.reading() as conn:
+        assert observing(conn) is None
+    before = store.incarnation
+    store.close()
+    assert admin.main(["restored", "--reason", "rolled back to 02:00"]) == 0
+    store = opened(place)
+    with store.reading() as conn:
+        found = observing(conn)
+        told = [r.doc for r in conn.execute(sa.select(tables.facts.c.doc).where(tables.facts.c.kind == "Plan"))]
+    plan = f"restore:{store.incarnation}"
+    store.close()
+    assert found is not None
+    assert found.why == "rolled back to 02:00"
+    assert store.incarnation != before
+    assert plan in capsys.readouterr().out
+    assert any(b"rolled back" in doc for doc in told)
 
 
 def test_the_ledger_is_exported_by_month(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

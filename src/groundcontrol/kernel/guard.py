@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.errors import Invalid, NotFound, PlanChanged, Problem, TooMany
+from groundcontrol.kernel.incarnation import observing, plan_of, release
 from groundcontrol.kernel.plan import Change, Limit, Spent, digest_of, over_limit
 from groundcontrol.kernel.resource import Doc, Key, now
 from groundcontrol.kernel.rights import Subject
@@ -61,12 +62,7 @@ def decide(
 ) -> Verdict:
     """Sort the changes of one plan into allowed and held, spend the budget of what is allowed, record what is held."""
     risky = list({c.digest: c for c in changes if c.destructive}.values())
-    previous = {
-        r.digest: r.since
-        for r in tx.conn.execute(sa.select(_h.c.digest, _h.c.since).where(_h.c.owner_uid == owner_uid))
-    }
-    if previous:
-        tx.conn.execute(sa.delete(_h).where(_h.c.owner_uid == owner_uid))
+    previous = _let_go(tx, owner_uid)
     if not risky:
         return Verdict(tuple(changes))
     limits = tuple(limits)
@@ -77,8 +73,31 @@ def decide(
         waiting |= {c.digest: (c, *over) for c in rest}
     else:
         _spend(tx, owner_uid, rest, {s.id for s in scopes})
-    if not waiting:
-        return Verdict(tuple(changes))
+    return _hold(tx, owner, owner_uid, changes, waiting, previous)
+
+
+def observe(tx: Tx, owner: Key, owner_uid: str, changes: Sequence[Change], why: str) -> Verdict:
+    """Hold all changes of one plan, those that destroy nothing too: this installation only observes."""
+    previous = _let_go(tx, owner_uid)
+    scope = plan_of(tx.conn)
+    return _hold(tx, owner, owner_uid, changes, {c.digest: (c, scope, _observes(why)) for c in changes}, previous)
+
+
+_Waiting = Mapping[str, tuple[Change, str, str]]
+"""Digest to change, scope and words."""
+
+
+def _let_go(tx: Tx, owner_uid: str) -> dict[str, float]:
+    """Forget what is held of a resource; the digests, with since when."""
+    rows = tx.conn.execute(sa.select(_h.c.digest, _h.c.since).where(_h.c.owner_uid == owner_uid)).all()
+    if rows:
+        tx.conn.execute(sa.delete(_h).where(_h.c.owner_uid == owner_uid))
+    return {r.digest: r.since for r in rows}
+
+
+def _hold(
+    tx: Tx, owner: Key, owner_uid: str, changes: Sequence[Change], waiting: _Waiting, previous: Mapping[str, float]
+) -> Verdict:
     for change, scope, reason in waiting.values():
         tx.conn.execute(
             sa.insert(_h).values(
@@ -91,11 +110,13 @@ def decide(
                 since=previous.get(change.digest, tx.time),
             )
         )
+    if not waiting:
+        return Verdict(tuple(changes))
     _, scope, reason = next(iter(waiting.values()))
     if not waiting.keys() <= previous.keys():
         tx.event(owner, owner_uid, "Held", f"{len(waiting)} changes wait for approval: {reason}", warning=True)
     held = tuple(c for c, _, _ in waiting.values())
-    return Verdict(tuple(c for c in changes if not c.destructive or c.digest not in waiting), held, scope, reason)
+    return Verdict(tuple(c for c in changes if c.digest not in waiting), held, scope, reason)
 
 
 def charge(tx: Tx, subject: str, change: Change, limits: Iterable[Limit]) -> None:
@@ -197,25 +218,33 @@ def _spend(tx: Tx, owner_uid: str, changes: Iterable[Change], scopes: set[str]) 
 # ── what people see and answer ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _plan(scope: str, rows: Sequence[Any]) -> dict[str, Any]:
+def _plan(scope: str, rows: Sequence[Any], reason: str = "", since: float = 0.0) -> dict[str, Any]:
     changes = sorted((msgspec.json.decode(r.change) for r in rows), key=lambda c: sorted(c["target"].values()))
     return {
         "id": scope,
         "scope": scope,
         "state": "held",
         "digest": digest_of({c["digest"] for c in changes}),
-        "reason": rows[0].reason,
-        "since": now(min(r.since for r in rows)),
+        "reason": reason or rows[0].reason,
+        "since": now(since or min(r.since for r in rows)),
         "changes": changes,
     }
 
 
 def held_plans(conn: sa.Connection) -> list[dict[str, Any]]:
-    """Everything that waits, grouped by the scope whose budget it did not fit in."""
+    """Everything that waits, grouped by the scope whose budget it did not fit in. The plan of a restored installation
+    is there while it only observes, even when nothing is to be changed: approving it ends that."""
     groups: dict[str, list[Any]] = {}
     for row in conn.execute(sa.select(_h).order_by(_h.c.scope, _h.c.owner)):
         groups.setdefault(row.scope, []).append(row)
-    return [_plan(scope, rows) for scope, rows in groups.items()]
+    found = observing(conn)
+    own = groups.pop(plan_of(conn), []) if found else []
+    first = [_plan(plan_of(conn), own, _observes(found.why), found.since)] if found else []
+    return first + [_plan(scope, rows) for scope, rows in groups.items()]
+
+
+def _observes(why: str) -> str:
+    return f"this installation only observes: {why}; once this is approved, it acts"
 
 
 def answered_plans(conn: sa.Connection, state: str, limit: int = 100) -> list[dict[str, Any]]:
@@ -249,9 +278,10 @@ class Answer(NamedTuple):
 
 def _answer(tx: Tx, scope: str, digest: str, state: str, subject: str, reason: str) -> Answer:
     rows = tx.conn.execute(sa.select(_h).where(_h.c.scope == scope)).all()
-    if not rows:
+    found = observing(tx.conn) if scope == plan_of(tx.conn) else None
+    if not rows and not found:
         raise NotFound(f"no plan {scope} is held; `ground plan list` shows what is")
-    plan = _plan(scope, rows)
+    plan = _plan(scope, rows, _observes(found.why), found.since) if found else _plan(scope, rows)
     if plan["digest"] != digest:
         raise PlanChanged(
             f"plan {scope} is not the one you saw; it now has {len(rows)} changes, digest {plan['digest']}; look again"
@@ -259,6 +289,8 @@ def _answer(tx: Tx, scope: str, digest: str, state: str, subject: str, reason: s
     digests = msgspec.json.encode(sorted({r.digest for r in rows}))
     lasts = APPROVAL_LASTS if state == "approved" else REFUSAL_LASTS
     _record(tx, scope, state, subject, reason, digests=digests, until=tx.time + lasts)
+    if found and state == "approved":
+        release(tx.conn)
     return Answer({**plan, "state": state}, tuple({r.owner_uid for r in rows}))
 
 
@@ -275,6 +307,8 @@ def refuse(tx: Tx, scope: str, digest: str, subject: str, reason: str) -> Answer
 def approve_bound(tx: Tx, scope: str, verb: str, count: int, until: float, subject: str, reason: str) -> Answer:
     """Let up to `count` changes of `verb` in this scope pass until a time, whatever they are."""
     problems = []
+    if scope == plan_of(tx.conn):
+        problems.append(Problem("a restored installation is let go by the digest of its plan", "bound"))
     if not 0 < count <= 10_000:
         problems.append(Problem("must be between 1 and 10000", "bound.count"))
     if not tx.time < until <= tx.time + 7 * 86_400:
@@ -400,7 +434,9 @@ class PlanBoard:
         def act(tx: Tx) -> Answer:
             owners = tx.conn.execute(sa.select(_h.c.owner).where(_h.c.scope == id).distinct()).all()
             # `Service alpha/web` belongs to alpha, `Source platform` to the whole platform; so does an empty plan.
-            paths = [str(r.owner).partition(" ")[2] for r in owners] or [""]
+            paths = [str(r.owner).partition(" ")[2] for r in owners]
+            if not paths or id == plan_of(tx.conn):
+                paths.append("")  # what it lets go is everybody's
             for namespace in sorted({path.rpartition("/")[0] for path in paths}):
                 if self._permit is not None:
                     self._permit(tx, subject, namespace)

@@ -51,7 +51,7 @@ class Shipper:
         idle_seconds: float = 1.0,
         longest_wait: float = 30.0,
     ) -> None:
-        """`source` is the installation and incarnation the facts are of, `newest` the highest seq in the outbox."""
+        """`source` is the installation the facts are of, `newest` the highest seq in the outbox."""
         self._ledger = ledger
         self._pull = pull
         self._acknowledge = acknowledge

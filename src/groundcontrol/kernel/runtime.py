@@ -22,6 +22,7 @@ from groundcontrol.kernel.accounts import Accounts, ensure_admin
 from groundcontrol.kernel.capability import Capability
 from groundcontrol.kernel.errors import Invalid
 from groundcontrol.kernel.guard import PlanBoard
+from groundcontrol.kernel.incarnation import droppable, observing, plan_of
 from groundcontrol.kernel.ledger import Ledger
 from groundcontrol.kernel.ledger_shipper import Shipper
 from groundcontrol.kernel.ledger_sql import Dataset
@@ -43,6 +44,8 @@ PLATFORM = "platform"
 """Namespace of what belongs to the platform itself: incidents about sites, secrets of Sources and Sites."""
 KEEP_FACTS = 50_000
 """Facts kept in the store after they were shipped, for the timeline and the audit pages."""
+WITNESS = "witness.json"
+"""Beside the database: by it a database that was put back from a copy is known."""
 Connect = Callable[[str, str, str, dict[str, Any], float], Any]
 """(driver instance, endpoint, secret, options, longest call in seconds) to a `DriverInstance`."""
 
@@ -103,6 +106,7 @@ class Runtime:
             keep_events=self.settings.events.keep,
         )
         self.store.open()
+            witness=self.data / WITNESS,
         self._closing.append(self.store.close)
         self.vault = Vault(self.store, sealed, PLATFORM, self.settings.secrets.platform)
         self.access, self.accounts = Access(self.store), Accounts(self.store)
@@ -157,16 +161,28 @@ class Runtime:
 
     def _doc(self, kind: str, name: str, spec: Doc) -> Doc:
         return self.kinds.parse({"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
+        self.store.write(self._say_observing)
 
     def _start_ledger(self) -> None:
         settings = self.settings.ledger
         if not settings.enabled:
             return
         ledger = Ledger(self.settings.ledger_path, DATASETS, memory_mb=settings.memory_mb)
+    @staticmethod
+    def _say_observing(tx: Tx) -> None:
+        if found := observing(tx.conn):
+            tx.audit("kernel", "observe", Key("Plan", "", plan_of(tx.conn)), reason=found.why)
+
         # It starts beside everything else: nothing waits for it.
         ledger.start(wait=0.0)
-        source = f"{self.store.installation}/{self.store.incarnation}"
-        shipper = Shipper(ledger, self._pull, self._shipped, source=source, newest=lambda: self.store.fact_sequence)
+        # Not the incarnation: what was shipped before a restore is not shipped again, what is new has new numbers.
+        shipper = Shipper(
+            ledger,
+            self._pull,
+            self._shipped,
+            source=self.store.installation,
+            newest=lambda: self.store.fact_sequence,
+        )
         self._closing += [ledger.stop, shipper.stop]
         shipper.start()
         self.store.on_facts(shipper.wake)
@@ -192,7 +208,7 @@ class Runtime:
 
     def _shipped(self, seq: int) -> None:
         """What is in the ledger, and old, leaves the store."""
-        self.store.write(lambda tx: _drop_facts(tx, seq - KEEP_FACTS))
+        self.store.write(lambda tx: _drop_facts(tx, droppable(seq, KEEP_FACTS)))
 
     # ── what capabilities and interfaces use ────────────────────────────────────────────────────────────────────
 
@@ -281,7 +297,7 @@ class Housekeeping:
         """The newest facts are always kept; the older ones wait for the ledger only when there is one."""
         self._runtime.vault.sweep(tx)
         if self._runtime.ledger is None:
-            _drop_facts(tx, tx.fact_sequence - KEEP_FACTS)
+            _drop_facts(tx, droppable(tx.fact_sequence, KEEP_FACTS))
         for table, column, grace in (
             (tables.approvals, tables.approvals.c.until, 30 * 86_400.0),
             (tables.holds, tables.holds.c.until, 0.0),

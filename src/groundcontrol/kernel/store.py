@@ -30,6 +30,7 @@ from sqlalchemy import event as sa_event
 
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.errors import Fenced, GroundError, Invalid, OutcomeUnknown, TooOld, Unavailable
+from groundcontrol.kernel.incarnation import Numbers, Witness, begin, droppable
 from groundcontrol.kernel.migrations import migrate
 from groundcontrol.kernel.resource import Doc, Key, Kinds
 from groundcontrol.kernel.tx import Entry as Entry
@@ -77,7 +78,8 @@ class Subscription:
 
 
 class Store:
-    """The store of one installation. `url` is a SQLAlchemy URL; `lock` a file only one server may hold."""
+    """The store of one installation. `url` is a SQLAlchemy URL; `lock` a file only one server may hold; `witness` a
+    file that tells a restored database; `restored` says why a new incarnation is to begin even without that."""
 
     def __init__(
         self,
@@ -85,6 +87,8 @@ class Store:
         kinds: Kinds,
         *,
         lock: Path | None = None,
+        witness: Path | None = None,
+        restored: str = "",
         keep_events: int = 100_000,
         clock: Callable[[], float] = time.time,
         finalizers: frozenset[str] = frozenset(),
@@ -98,6 +102,7 @@ class Store:
         self.epoch = 0
         self.sequence = 0
         self._url, self._lock_path, self._keep = url, lock, keep_events
+        self._witness, self._restored = Witness(witness) if witness else None, restored
         self._lock_file: int | None = None
         self._acts: queue.SimpleQueue[tuple[Callable[[Tx], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
@@ -134,14 +139,33 @@ class Store:
     def _load(self) -> None:
         migrate(self._engine)
         with self._engine.connect().execution_options(immediate=True) as conn, conn.begin():
+            ran_before = conn.execute(_EPOCH, {"shard": "server"}).first() is not None
             self.installation = _meta(conn, "installation", lambda: uuid.uuid4().hex[:12])
             self.incarnation = _meta(conn, "incarnation", lambda: uuid.uuid4().hex[:8])
             self.sequence = int(_meta(conn, "sequence", lambda: "0"))
             self.fact_sequence = int(_meta(conn, "factSequence", lambda: "0"))
+            self._begin_anew(conn, ran_before)
             self.epoch = _next_epoch(conn, self.clock())
             columns = [tables.resources.c[c] for c in ("kind", "namespace", "name", "doc")]
             for row in conn.execute(sa.select(*columns).order_by(*columns[:3])):
                 self._put(entry_of(Key(row.kind, row.namespace, row.name), self._current(row.kind, row.doc)))
+        if self._witness:
+            self._witness.note(self._numbers(), durably=True)
+
+    def _numbers(self) -> Numbers:
+        return Numbers(self.incarnation, self.epoch, self.sequence, self.fact_sequence)
+
+    def _begin_anew(self, conn: sa.Connection, ran_before: bool) -> None:
+        """A database that was put back from a copy begins a new incarnation, which only observes."""
+        row = conn.execute(_EPOCH, {"shard": "server"}).first()
+        now = Numbers(self.incarnation, int(row.epoch) if row else 0, self.sequence, self.fact_sequence)
+        why = self._restored or (self._witness.doubts(now) if self._witness and ran_before else "")
+        if not why:
+            return
+        new = begin(conn, self._witness.newest(now) if self._witness else now, why, self.clock())
+        conn.execute(sa.update(tables.leases).where(tables.leases.c.shard == "server").values(epoch=new.epoch))
+        self.incarnation, self.sequence, self.fact_sequence = new.incarnation, new.sequence, new.facts
+        log.warning("a new incarnation only observes", extra={"incarnation": new.incarnation, "why": why})
 
     def _current(self, kind: str, raw: bytes) -> bytes:
         """A stored document in the shape this program writes; one of a newer program stays as it is."""
@@ -165,6 +189,8 @@ class Store:
             self._acts.put(None)
         if writer:
             writer.join()
+            if self._witness:
+                self._witness.note(self._numbers(), durably=True)
         with self._mutex:
             for subscription in self._subscriptions:
                 _told(lambda subscription=subscription: subscription.put(None))  # type: ignore[misc]
@@ -173,6 +199,8 @@ class Store:
 
     def _let_go(self) -> None:
         self._engine.dispose()
+        if self._witness:
+            self._witness.close()
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
@@ -247,6 +275,8 @@ class Store:
             self._publish(tx)
         except Exception:
             log.exception("what was committed could not be told to everybody")
+        if self._witness:
+            self._witness.note(self._numbers())
         for future, result, problem in answers:
             if problem is not None:
                 future.set_exception(problem)
@@ -269,7 +299,7 @@ class Store:
         if tx.sequence < self._next_trim:
             return
         self._next_trim = tx.sequence + max(1, self._keep // 20)
-        conn.execute(sa.delete(tables.events).where(tables.events.c.seq <= tx.sequence - self._keep))
+        conn.execute(sa.delete(tables.events).where(tables.events.c.seq <= droppable(tx.sequence, self._keep)))
 
     def _publish(self, tx: Tx) -> None:
         with self._mutex:

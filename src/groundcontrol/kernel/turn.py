@@ -17,8 +17,10 @@ import sqlalchemy as sa
 
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.claims import claim, claims_of, close_intent, intents_of, open_intent
-from groundcontrol.kernel.errors import Claimed, Conflict, GroundError, OutcomeUnknown, Unavailable
-from groundcontrol.kernel.guard import Hold, Verdict, all_holds, decide
+from groundcontrol.kernel.errors import Claimed, Conflict, GroundError, OutcomeUnknown, SecretUnavailable, Unavailable
+from groundcontrol.kernel.guard import Hold, Scope, Verdict, all_holds, decide, observe
+from groundcontrol.kernel.incarnation import SCOPE as RESTORE
+from groundcontrol.kernel.incarnation import observing, plan_of
 from groundcontrol.kernel.outcomes import Outcomes
 from groundcontrol.kernel.plan import STORE, Change, Limit, Plan, Target, digest_of
 from groundcontrol.kernel.reconcile import Act, Look, Reconciler, Report, StoreWrite, store_key
@@ -34,6 +36,9 @@ LOOK_STAMP = 300.0
 """Seconds after which `lastLooked` is renewed even when nothing else in the status changed."""
 SETTLE = 5.0
 """Seconds for which an unknown create blocks another one, at drivers that cannot tell a repeated call."""
+
+OBSERVING = 5.0
+"""Seconds after which a Run asks again whether this installation acts."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,9 @@ class Turns:
                 self._outcomes.over((change_key for _, change_key in turn.intents), entry.uid)
 
     def _own_turn(self, reconciler: TakesOwnTurns, key: Key) -> Outcome:
+        with self.store.reading() as conn:
+            if observing(conn):
+                return Outcome(again=OBSERVING)
         try:
             return reconciler.take_turn(key, self)
         except Conflict as error:
@@ -174,11 +182,7 @@ class Turns:
         ):
             raise _Stale(f"{turn.key} changed while it was planned")
         changes = self._free(tx, turn)
-        scopes = list(dict.fromkeys(s for c in changes if c.destructive for s in _scopes(reconciler, turn, c, self)))
-        # What is held of a resource is its first reconciler's: a second one that destroys nothing leaves it alone.
-        asks = reconciler.reports or any(c.destructive for c in changes)
-        decided = decide(tx, turn.key, meta.uid, changes, scopes, self.limits) if asks else Verdict(tuple(changes))
-        turn.verdict = decided
+        turn.verdict = self._judged(tx, reconciler, turn, changes)
         for change in turn.verdict.allowed:
             try:
                 if change.target.driver == STORE:
@@ -191,6 +195,31 @@ class Turns:
                 turn.error = turn.error or error
                 reconciler.refused(turn.resource, change, error)
         self._record(tx, reconciler, turn, turn.done, "done")
+
+    def _judged(self, tx: Tx, reconciler: AnyReconciler, turn: _Turn, changes: list[Change]) -> Verdict:
+        """What of these may be done now: limits, approvals, and whether this installation acts at all."""
+        scopes = list(dict.fromkeys(s for c in changes if c.destructive for s in _scopes(reconciler, turn, c, self)))
+        if restored := plan_of(tx.conn):
+            scopes.append(Scope(RESTORE, restored.removeprefix(f"{RESTORE}:"), 0))
+            if found := observing(tx.conn):
+                return self._only_observes(tx, reconciler, turn, changes, found.why)
+        # What is held of a resource is its first reconciler's: a second one that destroys nothing leaves it alone.
+        asks = reconciler.reports or any(c.destructive for c in changes)
+        return decide(tx, turn.key, turn.uid, changes, scopes, self.limits) if asks else Verdict(tuple(changes))
+
+    @staticmethod
+    def _only_observes(tx: Tx, reconciler: AnyReconciler, turn: _Turn, changes: list[Change], why: str) -> Verdict:
+        """What is seen is written down, as statuses and by those that only keep records, incidents for example;
+        everything else is held."""
+        records = not reconciler.reports
+        free = [
+            c for c in changes if c.target.driver == STORE and (c.verb == "status" or (records and not c.destructive))
+        ]
+        waiting = [c for c in changes if c not in free]
+        if records:
+            return Verdict(tuple(free))
+        verdict = observe(tx, turn.key, turn.uid, waiting, why)
+        return verdict._replace(allowed=tuple(free))
 
     def _free(self, tx: Tx, turn: _Turn) -> list[Change]:
         """The changes that touch nothing a Run has its hands on; words about the others go into the turn."""
@@ -265,7 +294,8 @@ class Turns:
             except GroundError as error:
                 turn.refused.append((change, error.message))
                 turn.error, sent = turn.error or error, False
-                failed = "no answer" if isinstance(error, Unavailable) else "refused"
+                silent = isinstance(error, Unavailable) and not isinstance(error, SecretUnavailable)
+                failed = "no answer" if silent else "refused"
                 self.world.failed(change.target.driver, error)
             except Exception as error:
                 turn.unknown.append((change, change_key))
@@ -374,7 +404,9 @@ class Turns:
         answered = any(c.target.driver != STORE for c in turn.done)
         if turn.error is not None:
             self._last.pop((reconciler.name, turn.uid), None)
-            return Outcome(again, failed=True, unreachable=isinstance(turn.error, Unavailable), answered=answered)
+            # A secret that cannot be had says nothing of the instance it was for: its breaker stays closed.
+            silent = isinstance(turn.error, Unavailable) and not isinstance(turn.error, SecretUnavailable)
+            return Outcome(again, failed=True, unreachable=silent, answered=answered)
         if not turn.done:
             self._last.pop((reconciler.name, turn.uid), None)
             return Outcome(again)

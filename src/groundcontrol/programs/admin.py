@@ -20,7 +20,7 @@ from groundcontrol.kernel.accounts import LONGEST, Accounts, ensure_admin
 from groundcontrol.kernel.errors import Invalid, NotFound, Unavailable
 from groundcontrol.kernel.ledger import Ledger
 from groundcontrol.kernel.resource import Key, did_you_mean
-from groundcontrol.kernel.runtime import DATASETS
+from groundcontrol.kernel.runtime import DATASETS, WITNESS
 from groundcontrol.kernel.settings import Settings, load
 from groundcontrol.kernel.store import Store
 
@@ -58,13 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     password.set_defaults(act=_password)
 
+    restored = commands.add_parser(
+        "restored", help="say that the data were put back from a copy: the server then only observes, until released"
+    )
+    restored.add_argument("--reason", required=True, metavar="TEXT", help="why, for the plan and the audit")
+    restored.set_defaults(act=_restored)
+
     ledger = commands.add_parser("ledger", help="the ledger's files")
     actions = ledger.add_subparsers(dest="verb", metavar="VERB", required=True)
     export = actions.add_parser("export", help="write a dataset as Parquet, one file a month")
     export.add_argument("dataset", metavar="DATASET", choices=[d.name for d in DATASETS], help="%(choices)s")
     export.add_argument("--directory", required=True, metavar="DIR", help="where")
     export.set_defaults(act=_export)
-    for one in (password, export):
+    for one in (password, restored, export):
         _config(one)
     return parser
 
@@ -102,14 +108,14 @@ def _reference(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _stopped(settings: Settings, otherwise: str) -> Iterator[Store]:
-    """The store, held alone. `otherwise`: what to do while a server runs, as a sentence."""
+def _stopped(settings: Settings, otherwise: str, restored: str = "") -> Iterator[Store]:
+    """The store, held alone. `otherwise`: what to do while a server runs; `restored`: as `Store` has it."""
     data = Path(settings.data)
     database = data / "ground.db"
     if not database.exists():
         raise NotFound(f"there is no installation in {data}; `ground serve` makes it")
     os.umask(0o077)
-    store = Store(f"sqlite:///{database}", kinds(), lock=data / "lock")
+    store = Store(f"sqlite:///{database}", kinds(), lock=data / "lock", witness=data / WITNESS, restored=restored)
     try:
         store.open()
     except Unavailable as error:
@@ -148,6 +154,15 @@ def _password(options: argparse.Namespace) -> int:
             Accounts(store).set_password(options.user, password)
         store.write(lambda tx: tx.audit(SUBJECT, "set-password", Key("Account", "", options.user)))
     print(f"the password of {options.user} is set; tokens it had are revoked")
+    return 0
+
+
+def _restored(options: argparse.Namespace) -> int:
+    settings = load(options.config)
+    with _stopped(settings, "Stop it first: it acts on what it believes to be true", options.reason) as store:
+        plan = f"restore:{store.incarnation}"
+        store.write(lambda tx: tx.audit(SUBJECT, "restored", Key("Plan", "", plan), reason=options.reason))
+    print(f"the server will only observe; start it, look at `ground plan show {plan}`, then `ground approve {plan}`")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -18,6 +19,10 @@ from groundcontrol.kernel.settings import Settings, load
 FREE_MB = 1024
 """Less free space than this under the data directory is too little."""
 
+NETWORK = frozenset(
+    ["9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"]
+)
+"""File systems on which a lock may be lost while its holder goes on."""
 
 class Finding(NamedTuple):
     """One thing that was looked at."""
@@ -73,10 +78,32 @@ def _data(settings: Settings) -> Iterator[Finding]:
         private = data.stat().st_mode & 0o077 in (0, 0o011)
         yield Finding(private, f"{data} is closed to others", f"chmod 0711 {data}")
     free = shutil.disk_usage(there).free >> 20
+    kind = _file_system(there)
+    yield Finding(
+        kind not in NETWORK,
+        f"{there} lies on {kind or 'a file system of unknown kind'}",
+        "put `data` on a local disk: locks of network file systems can be lost, and SQLite's database with them",
+    )
     yield Finding(free > FREE_MB, f"{free} MiB are free at {there}", f"{FREE_MB} MiB at least are needed")
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
+def _file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The kind of file system a path lies on, as the kernel names it; empty when it cannot be told."""
+    place, found, length = str(path.resolve()), "", -1
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split()[4])
+        inside = point == "/" or place == point or place.startswith(f"{point}/")
+        if inside and len(point) >= length:
+            found, length = after.split()[0], len(point)
+    return found
+
+
     path = Path(settings.data) / "ground.db"
     if not path.exists():
         yield Finding(True, "there is no database yet; `ground serve` makes it")

@@ -15,6 +15,7 @@ from groundcontrol.interfaces.api.backend import PlanBoard
 from groundcontrol.interfaces.api.derive import API, ref
 from groundcontrol.interfaces.api.operation import Call, Operation, Param
 from groundcontrol.kernel.errors import Forbidden, GroundError, Invalid, NotFound, Problem, Unauthenticated, Unavailable
+from groundcontrol.kernel.incarnation import SCOPE as RESTORE
 from groundcontrol.kernel.resource import Doc, Key, seconds
 
 T = TypeVar("T")
@@ -64,6 +65,8 @@ def _namespaces_of(plan: Doc) -> set[str]:
         _, _, path = str(entry.get("owner") or "").partition(" ")
         namespace, slash, _ = path.partition("/")
         found.add(namespace if slash else "")
+    if str(plan.get("id") or "").startswith(f"{RESTORE}:"):
+        found.add("")  # what it lets go is everybody's
     return found or {""}
 
 
