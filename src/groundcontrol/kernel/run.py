@@ -44,6 +44,9 @@ MOST_ATTEMPTS = 5
 """An act whose outcome was unknown so often is not tried again without a person: it may be what kills us."""
 MOST_OUTPUT = 16_384
 """Bytes of what an action answers that are kept."""
+DOUBT_TIMEOUT = 7 * 86_400.0
+"""Seconds after which a Run no longer waits for somebody to say whether an act happened: it fails, and its place and
+its holds are free."""
 CHOICES = ("approve", "refuse")
 Action = Callable[[Subject, Key, Doc], Any]
 
@@ -101,7 +104,7 @@ class Engine:
 
     @staticmethod
     def _to_timeline(tx: Tx, case: Case, line: Line) -> None:
-        if line.state in ("done", "started", "waiting", "begun", "admitted", "released", "again", "skipped"):
+        if line.state in _QUIET or (line.state == "landed" and not line.doc.get("message")):
             return
         words = line.doc.get("message") or line.doc.get("question") or line.doc.get("reason") or ""
         by = f"by {line.doc['by']}" if line.doc.get("by") else ""
@@ -244,7 +247,7 @@ class Engine:
         if case.progress.cancelled:
             return self._one(case, step, "unknown", message=at.message) if at.doubt else self._end_cancelled(case)
         if at.until and at.until <= now:
-            return self._one(case, step, "failed", message="nobody answered in time")
+            return self._one(case, step, "failed", message="nobody answered in time", happened=at.doubt)
         return at.until - now if at.until else None
 
     # ── acting ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -343,7 +346,8 @@ class Engine:
         if policy == "repeat" and at.attempts < MOST_ATTEMPTS:
             return self._one(case, step, "again", message="done again, since nobody knows whether it happened")
         question = f"{step.does}: did it happen? ({at.message})"
-        return self._one(case, step, "asked", question=question, choices=list(DOUBT), doubt=True)
+        until = now + DOUBT_TIMEOUT
+        return self._one(case, step, "asked", question=question, choices=list(DOUBT), doubt=True, until=until)
 
     # ── undoing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -354,13 +358,17 @@ class Engine:
             if undo is None or not at.happened or at.undo in ("done", "failed"):
                 continue
             if at.undo == "asked":
-                return None
+                wait = at.until - self.store.clock() if at.until else None
+                if wait is None or wait > 0:
+                    return wait
+                return self._one(case, step, "undo-failed", message="nobody answered in time")
             if at.undo == "":
                 return self._act(case, step, undo, undo=True)
             if (undo.kind, undo.verb) in self.repeatable and at.undo_attempts < MOST_ATTEMPTS:
                 return self._one(case, step, "undo-again")
             question = f"undo of {step.name}: {undo.verb} {undo.kind} {undo.name}: did it happen?"
-            return self._one(case, step, "undo-asked", question=question, choices=list(DOUBT), doubt=True)
+            until = self.store.clock() + DOUBT_TIMEOUT
+            return self._one(case, step, "undo-asked", question=question, choices=list(DOUBT), until=until)
         failed = [name for name, at in case.progress.steps.items() if at.undo == "failed"]
         left = f"; could not undo {', '.join(failed)}" if failed else ""
         phase = case.progress.ended
@@ -385,6 +393,7 @@ def _output(step: Step, answer: Any) -> dict[str, Any]:
     return kept
 
 
+_QUIET = ("done", "started", "waiting", "begun", "admitted", "released", "again", "skipped", "launched")
 _EVENTS = {"asked": "Asked", "failed": "StepFailed", "unknown": "OutcomeUnknown", "answered": "Answered"}
 
 

@@ -73,7 +73,10 @@ class Case:
             raise Invalid(f"the name {name} stands for is {found!r}")
         if not kinds.get(kind).info.namespaced:
             return Key(kind, "", found)
-        return Key(kind, namespace or self.key.namespace, found)
+        place = resolve(namespace, self.scope)
+        if not isinstance(place, str):
+            raise Invalid(f"the namespace {namespace} stands for is {place!r}")
+        return Key(kind, place or self.key.namespace, found)
 
 
 def starter(doc: Doc) -> str:

@@ -130,6 +130,7 @@ def _check_step(at: Loc, step: Step, known: _Known) -> Iterator[Wrong]:
         if bool(step.wait.kind) != bool(step.wait.name):
             yield Wrong((*at, "wait", "name"), "kind and name go together")
         yield from _check_name((*at, "wait", "name"), step.wait.name, step.wait.kind, known)
+        yield from _check_namespace((*at, "wait", "namespace"), step.wait.namespace, known)
         looked = roots | {"resource"} if step.wait.kind else roots
         yield from _check_predicate((*at, "wait", "until"), step.wait.until, looked, known)
     if step.ask:
@@ -158,6 +159,7 @@ def _check_act(at: Loc, act: Act, known: _Known) -> Iterator[Wrong]:
         yield Wrong(at, "an act is exactly one of kind with name and verb, set, and restore")
     elif act.set:
         yield from _check_name((*at, "set", "name"), act.set.name, act.set.kind, known)
+        yield from _check_namespace((*at, "set", "namespace"), act.set.namespace, known)
         for path, value in act.set.fields.items():
             here = (*at, "set", "fields", path)
             if not re.fullmatch(r"spec(\.[A-Za-z0-9_-]+)+", path):
@@ -168,6 +170,7 @@ def _check_act(at: Loc, act: Act, known: _Known) -> Iterator[Wrong]:
             if not getattr(act, name):
                 yield Wrong((*at, name), f"{name} is missing")
         yield from _check_name((*at, "name"), act.name, act.kind, known)
+        yield from _check_namespace((*at, "namespace"), act.namespace, known)
         for name, value in act.body.items():
             yield from _check_value((*at, "body", name), value, known)
 
@@ -184,6 +187,14 @@ def _check_name(at: Loc, name: str, kind: str, known: _Known) -> Iterator[Wrong]
         yield Wrong(at, f"{'.'.join(path)} is of type {type_}; a name is a string or a resource")
     elif input is not None and input.type == "resource" and input.kind != kind:
         yield Wrong(at, f"inputs.{path[1]} names a {input.kind}, here a {kind} is meant")
+
+
+def _check_namespace(at: Loc, namespace: str, known: _Known) -> Iterator[Wrong]:
+    wrong = list(_check_value(at, namespace, known))
+    yield from wrong
+    path = _path(namespace)
+    if not wrong and path is not None and (type_ := _type_of(path, known)) != "string":
+        yield Wrong(at, f"{'.'.join(path)} is of type {type_}; a namespace is a string")
 
 
 def _check_value(at: Loc, value: Any, known: _Known) -> Iterator[Wrong]:
@@ -281,23 +292,24 @@ def check_against(
     """What is wrong with it in an installation of these kinds and actions."""
     for name, input in sequence.inputs.items():
         if input.kind:
-            yield from _check_kind(("inputs", name, "kind"), input.kind, kinds)
+            yield from check_kind(("inputs", name, "kind"), input.kind, kinds)
     for number, step in enumerate(sequence.steps):
         at: Loc = ("steps", number)
         for part, act in (("act", step.act), ("undo", step.undo)):
             if act is not None and act.set is not None:
-                yield from _check_kind((*at, part, "set", "kind"), act.set.kind, kinds, writes=True)
+                yield from check_kind((*at, part, "set", "kind"), act.set.kind, kinds, writes=True)
             elif act is not None and not act.restore:
                 yield from _check_action((*at, part), act, kinds, actions)
         if step.wait and step.wait.kind:
-            yield from _check_kind((*at, "wait", "kind"), step.wait.kind, kinds)
+            yield from check_kind((*at, "wait", "kind"), step.wait.kind, kinds)
         act = step.act
         if act and act.verb and (act.kind, act.verb) not in repeatable and not step.on_unknown:
             what = f"{act.verb} of a {act.kind} is not repeatable: say what to do when its outcome is not known"
             yield Wrong((*at, "onUnknown"), f"{what} (check, repeat or ask)")
 
 
-def _check_kind(at: Loc, kind: str, kinds: Kinds, *, writes: bool = False) -> Iterator[Wrong]:
+def check_kind(at: Loc, kind: str, kinds: Kinds, *, writes: bool = False) -> Iterator[Wrong]:
+    """What is wrong with the name of a kind."""
     try:
         found = kinds.get(kind)
     except NotFound as error:
@@ -310,7 +322,7 @@ def _check_kind(at: Loc, kind: str, kinds: Kinds, *, writes: bool = False) -> It
 
 
 def _check_action(at: Loc, act: Act, kinds: Kinds, actions: Collection[tuple[str, str]]) -> Iterator[Wrong]:
-    wrong = list(_check_kind((*at, "kind"), act.kind, kinds))
+    wrong = list(check_kind((*at, "kind"), act.kind, kinds))
     yield from wrong
     if not wrong and (act.kind, act.verb) not in actions:
         known = sorted(verb for kind, verb in actions if kind == act.kind)

@@ -19,6 +19,7 @@ from groundcontrol.kernel import tables
 from groundcontrol.kernel.errors import Conflict, Fenced
 from groundcontrol.kernel.resource import Key, now
 from groundcontrol.kernel.tx import Tx
+from groundcontrol.kernel.waves import UNDER_WAY, Tally, step_of
 
 _j = tables.journal
 DOUBT = ("happened", "not-happened", "abort")
@@ -108,6 +109,8 @@ class Progress:
     steps: dict[str, StepProgress] = field(default_factory=dict)
     sets: list[dict[str, Any]] = field(default_factory=list)
     """Fields it set: target, fields, who managed them, until when they are held, and whether they are let go."""
+    tally: Tally | None = None
+    """How far its targets are, when it goes over many; its steps are then the waves."""
 
     @property
     def phase(self) -> str:
@@ -125,6 +128,7 @@ class Progress:
             self,
             steps={name: dataclasses.replace(step) for name, step in self.steps.items()},
             sets=[dict(s) for s in self.sets],
+            tally=self.tally and self.tally.copy(),
         )
 
     def apply(self, entry: Entry) -> None:
@@ -138,8 +142,10 @@ class Progress:
             return
         match entry.state:
             case "admitted":
-                self.frozen, self.admitted = doc, entry.at
-                self.steps = {step["name"]: StepProgress() for step in doc["sequence"]["steps"]}
+                self.frozen, self.admitted, self.tally = doc, entry.at, Tally.of(doc)
+                waves = [step_of(wave) for wave in range(len(self.tally.waves))] if self.tally else None
+                names = [step["name"] for step in doc["sequence"]["steps"]] if waves is None else waves
+                self.steps = {name: StepProgress() for name in names}
             case "begun":
                 self.begun = entry.at
             case "cancel":
@@ -158,6 +164,8 @@ class Progress:
                     step.undo = "" if step.undo == "failed" else step.undo
             case "resumed":
                 self.ended, self.message, self.cancelled, self.begun = "", "", "", 0.0
+                if self.tally:
+                    self.tally.forgive()
             case _:
                 pass
 
@@ -167,6 +175,8 @@ def _apply_step(run: Progress, step: StepProgress, entry: Entry) -> None:
     if entry.state.startswith("undo"):
         _apply_undo(step, entry)
         return
+    if run.tally:
+        _apply_wave(run.tally, step, entry)
     before, step.since = step.state, entry.at
     step.act = "started" if entry.state == "started" else ""
     match entry.state:
@@ -203,6 +213,19 @@ def _apply_step(run: Progress, step: StepProgress, entry: Entry) -> None:
             step.state = before
 
 
+def _apply_wave(tally: Tally, step: StepProgress, entry: Entry) -> None:
+    match entry.state:
+        case "launched":
+            tally.mark(entry.doc["targets"], UNDER_WAY)
+            step.state, step.started = "running", step.started or entry.at
+        case "landed":
+            tally.land(entry.doc)
+        case "answered":
+            tally.forgive()
+        case _:
+            pass
+
+
 def _apply_undo(step: StepProgress, entry: Entry) -> None:
     match entry.state:
         case "undo":
@@ -213,7 +236,7 @@ def _apply_undo(step: StepProgress, entry: Entry) -> None:
         case "undo-again":
             step.undo, step.question, step.choices, step.doubt = "", "", (), False
         case "undo-asked":
-            step.undo, step.doubt = "asked", True
+            step.undo, step.doubt, step.until = "asked", True, entry.doc.get("until", 0.0)
             step.question, step.choices = entry.doc["question"], tuple(entry.doc["choices"])
         case "undo-unknown":
             step.undo, step.message = "unknown", entry.doc["message"]
@@ -227,15 +250,15 @@ def _apply_undo(step: StepProgress, entry: Entry) -> None:
 # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read(conn: sa.Connection, run_uid: str) -> list[Entry]:
-    """The whole journal of a Run, oldest first."""
-    rows = conn.execute(sa.select(_j).where(_j.c.run_uid == run_uid).order_by(_j.c.number))
+def read(conn: sa.Connection, run_uid: str, after: int = 0) -> list[Entry]:
+    """The journal of a Run behind entry `after`, oldest first."""
+    rows = conn.execute(sa.select(_j).where(_j.c.run_uid == run_uid, _j.c.number > after).order_by(_j.c.number))
     return [Entry(r.number, r.step, r.state, r.at, r.epoch, msgspec.json.decode(r.doc)) for r in rows]
 
 
-def progress_of(entries: Iterable[Entry]) -> Progress:
-    """What the journal comes to."""
-    progress = Progress()
+def progress_of(entries: Iterable[Entry], known: Progress | None = None) -> Progress:
+    """What the journal comes to; `known` is what all entries before came to."""
+    progress = known.copy() if known else Progress()
     for entry in entries:
         progress.apply(entry)
     return progress

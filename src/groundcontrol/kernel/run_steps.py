@@ -45,7 +45,7 @@ class FieldSet(Model):
     kind: str
     """Kind of the resource."""
     namespace: str = ""
-    """Its namespace; the Run's own when empty."""
+    """Its namespace, or one `${path}`; the Run's own when empty."""
     name: str
     """Its name, or one `${path}`."""
     fields: dict[str, Any] = Field(min_length=1, max_length=50)
@@ -58,7 +58,7 @@ class Act(Model):
     kind: str = ""
     """Kind of the resource that has the action."""
     namespace: str = ""
-    """Its namespace; the Run's own when empty."""
+    """Its namespace, or one `${path}`; the Run's own when empty."""
     name: str = ""
     """Its name, or one `${path}`."""
     verb: str = ""
@@ -87,7 +87,7 @@ class Wait(Model):
     kind: str = ""
     """Kind of the resource to look at; without one there is no `resource`."""
     namespace: str = ""
-    """Its namespace; the Run's own when empty."""
+    """Its namespace, or one `${path}`; the Run's own when empty."""
     name: str = ""
     """Its name, or one `${path}`."""
     timeout: float = Field(default=600, ge=0.1, le=30 * 86_400)

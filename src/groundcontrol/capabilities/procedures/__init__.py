@@ -1,6 +1,7 @@
 """Procedures: what is not a steady state, done step by step by a journalled Run that asks people where it must."""
 
 from groundcontrol.capabilities.procedures.kinds import Procedure, Run
+from groundcontrol.capabilities.procedures.queries import preview
 from groundcontrol.capabilities.procedures.reconcile import (
     ProcedureReconciler,
     RunReconciler,
@@ -20,6 +21,7 @@ CAPABILITY = Capability(
     reconcilers=lambda runtime: (ProcedureReconciler(runtime), RunReconciler(runtime)),
     actions={
         ("Procedure", "run"): start,
+        ("Procedure", "preview"): preview,
         ("Run", "approve"): approve,
         ("Run", "refuse"): refuse,
         ("Run", "answer"): answer,

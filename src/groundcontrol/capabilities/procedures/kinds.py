@@ -11,6 +11,7 @@ from groundcontrol.kernel.errors import Invalid, Problem
 from groundcontrol.kernel.resource import NAME, Column, KindInfo, Model, Resource, Status
 from groundcontrol.kernel.run_admission import Sequence, Wrong, refuse
 from groundcontrol.kernel.run_steps import Step
+from groundcontrol.kernel.waves import Over
 
 
 class ProcedureSpec(Sequence):
@@ -39,7 +40,7 @@ class Procedure(Resource):
             Column("Age", "age:metadata.creationTimestamp"),
             Column("Description", "spec.description", wide=True),
         ),
-        actions=("run",),
+        actions=("run", "preview"),
     )
 
     kind: Literal["Procedure"] = "Procedure"
@@ -59,6 +60,8 @@ class RunSpec(Model):
     """Name to value of its inputs."""
     steps: list[Step] = Field(default_factory=list, max_length=200)
     """Steps of its own, instead of a procedure."""
+    over: Over | None = None
+    """Go through the procedure once for each of many targets, in waves."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -66,6 +69,9 @@ class RunSpec(Model):
             refuse([Wrong(("procedure",), "give either a procedure or steps")], "RunSpec")
         if self.steps and self.inputs:
             refuse([Wrong(("inputs",), "steps of its own have no inputs: write the values into them")], "RunSpec")
+        if self.steps and self.over:
+            message = "only a procedure can go over targets: steps of its own have no input that takes the name"
+            refuse([Wrong(("over",), message)], "RunSpec")
         if self.steps:
             Sequence(steps=self.steps)
         return self
@@ -100,6 +106,25 @@ class StepStatus(Model):
     """One sentence."""
 
 
+class WaveStatus(Model):
+    """How far one wave is."""
+
+    wave: int
+    """Its number; the first is 1."""
+    size: int
+    """Targets in it."""
+    done: int = 0
+    """Targets whose Runs succeeded."""
+    failed: int = 0
+    """Targets whose Runs failed, were cancelled or were deleted."""
+    skipped: int = 0
+    """Targets that were gone before their turn came."""
+    under_way: int = 0
+    """Targets whose Runs are not over."""
+    left: int = 0
+    """Targets that have not begun."""
+
+
 class RunStatus(Status):
     """How far a Run is."""
 
@@ -116,9 +141,9 @@ class RunStatus(Status):
     ended: str = ""
     """When it was over, RFC 3339."""
     done: int = 0
-    """Steps that are over."""
+    """Steps, or targets, that are over."""
     total: int = 0
-    """Steps there are."""
+    """Steps, or targets, there are."""
     progress: str = ""
     """The same in words, `2 of 5`."""
     expected_seconds: float = 0
@@ -126,7 +151,13 @@ class RunStatus(Status):
     message: str = ""
     """One sentence."""
     steps: list[StepStatus] = Field(default_factory=list)
-    """How far each step is."""
+    """How far each step is; of a Run over many targets only the present wave, as the step `wave_N`."""
+    wave: int = 0
+    """Number of the present wave; 0 for a Run that goes over no targets."""
+    waves: list[WaveStatus] = Field(default_factory=list)
+    """How far each wave is. Its targets' Runs have the label `ground/parent` with the name of this one."""
+    failures: list[str] = Field(default_factory=list)
+    """The first targets that failed, and why."""
 
 
 class Run(Resource):

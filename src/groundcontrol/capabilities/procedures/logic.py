@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Mapping
 from statistics import median
 from typing import Any
 
-from groundcontrol.capabilities.procedures.kinds import RunStatus, StepStatus
+from groundcontrol.capabilities.procedures.kinds import RunStatus, StepStatus, WaveStatus
 from groundcontrol.kernel.reconcile import conditions
 from groundcontrol.kernel.resource import Doc, Kinds, seconds
 from groundcontrol.kernel.run_acts import Case
 from groundcontrol.kernel.run_admission import Sequence, Wrong, bind, check_against
 from groundcontrol.kernel.run_journal import Progress, stamp
+from groundcontrol.kernel.waves import Count, Over, Tally, step_of
 
 LONGEST_MESSAGE = 500
 OVER = ("done", "failed", "skipped", "undone")
@@ -48,21 +49,31 @@ def freeze(
     actions: Collection[tuple[str, str]],
     repeatable: Collection[tuple[str, str]],
     exists: Callable[[str, str], bool],
+    over: Over | None = None,
 ) -> tuple[dict[str, Any], list[Wrong]]:
-    """What a Run goes through, with its inputs bound, and what is wrong with that."""
+    """What a Run goes through, with its inputs bound, and what is wrong with that. The inputs that `over`, as it is
+    settled, takes from each target stay open."""
     own = not spec.get("procedure")
     sequence = sequence_of({"steps": spec["steps"]} if own else procedure["spec"] if procedure else {})
     typed = Sequence.model_validate(sequence)
     wrong = list(check_against(typed, kinds, actions, repeatable))
-    values, unbound = bind(typed, spec.get("inputs") or {}, exists)
+    given, taken = spec.get("inputs") or {}, {over.input, over.namespace_input} if over else set()
+    twice = sorted(taken & given.keys())
+    wrong += [Wrong(("inputs", name), "is taken from each target; leave it out") for name in twice]
+    open_ = {name: input for name, input in typed.inputs.items() if name not in taken}
+    bound = typed.model_copy(update={"inputs": open_})
+    values, unbound = bind(bound, {n: v for n, v in given.items() if n not in taken}, exists)
     frozen = {"sequence": sequence, "digest": digest_of(sequence), "inputs": values}
     return frozen, [*wrong, *unbound]
 
 
 def status_of(case: Case, expected: float) -> dict[str, Any]:
     """The status of a Run, from its journal alone."""
-    progress = case.progress
+    progress, tally = case.progress, case.progress.tally
     over = sum(s.state in OVER for s in progress.steps.values())
+    total = len(progress.steps)
+    if tally:
+        over, total = tally.count().over, tally.count().size
     status = RunStatus(
         observed_generation=case.doc["metadata"]["generation"],
         phase=progress.phase,  # type: ignore[arg-type]
@@ -72,12 +83,18 @@ def status_of(case: Case, expected: float) -> dict[str, Any]:
         started=stamp(progress.begun),
         ended=stamp(progress.ended_at) if progress.ended else "",
         done=over,
-        total=len(progress.steps),
-        progress=f"{over} of {len(progress.steps)}",
+        total=total,
+        progress=f"{over} of {total}",
         expected_seconds=round(expected, 1),
         message=_message(progress)[:LONGEST_MESSAGE],
-        steps=[_step(case, step.name, step.does) for step in case.sequence.steps],
+        steps=[] if tally else [_step(case, step.name, step.does) for step in case.sequence.steps],
     )
+    if tally:
+        wave = present(progress, tally)
+        status.wave, status.failures = wave + 1, [f[:LONGEST_MESSAGE] for f in tally.failures]
+        status.waves = [_wave(number, tally.count(number)) for number in range(len(tally.waves))]
+        does = f"wave {wave + 1} of {len(tally.waves)}, {len(tally.waves[wave])} of {total} targets"
+        status.steps = [_step(case, step_of(wave), does)]
     answer = _ready(progress)
     old = next((c for c in (case.doc["status"].get("conditions") or ()) if c["type"] == "Ready"), None)
     (ready,) = conditions(Ready=answer)
@@ -86,6 +103,16 @@ def status_of(case: Case, expected: float) -> dict[str, Any]:
     ready.observed_generation = status.observed_generation
     status.conditions = [ready]
     return status.model_dump(mode="json", by_alias=True)
+
+
+def present(progress: Progress, tally: Tally) -> int:
+    """The first wave that is not over; the last one when all are."""
+    waves = range(len(tally.waves))
+    return next((wave for wave in waves if progress.steps[step_of(wave)].state != "done"), waves[-1])
+
+
+def _wave(number: int, count: Count) -> WaveStatus:
+    return WaveStatus(wave=number + 1, **count._asdict())
 
 
 def _step(case: Case, name: str, does: str) -> StepStatus:
@@ -118,10 +145,24 @@ def _message(progress: Progress) -> str:
         return progress.message
     if progress.phase == "Pending":
         return "it waits until others of its procedure are over"
+    if progress.tally:
+        return _of_waves(progress, progress.tally)
     if progress.cancelled:
         return f"it ends after the step it is at, cancelled by {progress.cancelled}"
     asked = next((s.question for s in progress.steps.values() if s.question), "")
     return asked or next((s.message for s in progress.steps.values() if s.state == "running"), "")
+
+
+def _of_waves(progress: Progress, tally: Tally) -> str:
+    wave = present(progress, tally)
+    at, count = progress.steps[step_of(wave)], tally.count(wave)
+    if progress.cancelled:
+        return f"it ends when the {count.under_way} under way are over, cancelled by {progress.cancelled}"
+    if at.state == "failed":
+        return f"{at.message}; it ends when the {count.under_way} under way are over"
+    if at.question:
+        return at.question
+    return f"wave {wave + 1} of {len(tally.waves)}: {count.over} of {count.size} targets are over"
 
 
 def _ready(progress: Progress) -> Any:

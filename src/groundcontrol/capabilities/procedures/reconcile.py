@@ -11,19 +11,25 @@ from groundcontrol.capabilities.procedures import logic
 from groundcontrol.capabilities.procedures.kinds import Procedure, ProcedureStatus, Run
 from groundcontrol.kernel.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from groundcontrol.kernel.plan import Plan
-from groundcontrol.kernel.reconcile import Look, Reconciler, Report, Watch, conditions
+from groundcontrol.kernel.reconcile import Look, Reconciler, Report, Watch, conditions, owner_of
 from groundcontrol.kernel.resource import Doc, Key, did_you_mean
 from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.run import Engine
 from groundcontrol.kernel.run_acts import Case, judge, let_go, starter, subject_of
-from groundcontrol.kernel.run_admission import Sequence, check_against
+from groundcontrol.kernel.run_admission import Sequence, Wrong, check_against, check_kind
 from groundcontrol.kernel.run_journal import DOUBT, Line, Progress, StepProgress, append, forget, progress_of, read
 from groundcontrol.kernel.run_slots import Group, Known, Slots
+from groundcontrol.kernel.run_waves import ENDED, Waves, find, settled, unfit
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.turn import Outcome, Turns
 from groundcontrol.kernel.tx import Tx
+from groundcontrol.kernel.waves import Over, Target, planned
 
-ENDED = ("Succeeded", "Failed", "Cancelled")
+MOST_PARENTS = 10
+"""Runs over many targets that are under way at once for one procedure in a namespace. They have places of their own:
+the Runs of their targets would wait for them otherwise, and they for these."""
+AT_ONCE = 100
+"""Runs of targets whose deletion is asked for in one transaction."""
 
 
 def _actions(runtime: Any) -> dict[tuple[str, str], Callable[..., Any]]:
@@ -63,7 +69,13 @@ class ProcedureReconciler(Reconciler[Procedure]):
 
 def group_of(doc: Doc) -> Group:
     """The bound that a Run counts against."""
-    return doc["metadata"]["namespace"], doc["spec"].get("procedure") or ""
+    procedure = doc["spec"].get("procedure") or ""
+    return doc["metadata"]["namespace"], f"over/{procedure}" if doc["spec"].get("over") else procedure
+
+
+def bound_of(case: Case) -> int:
+    """How many of its group may be under way at once."""
+    return MOST_PARENTS if case.progress.tally or case.doc["spec"].get("over") else case.sequence.concurrency
 
 
 class RunReconciler(Reconciler[Run]):
@@ -84,6 +96,9 @@ class RunReconciler(Reconciler[Run]):
             lambda case: logic.status_of(case, logic.expected_of(self._slots.durations(group_of(case.doc)))),
             lambda uids: runtime.controller.wake_uids(uids),
         )
+        self.waves = Waves(self.engine, self._may_still)
+        self._parents: dict[str, Progress] = {}
+        """What the journals of Runs over many targets came to so far; they are too long to be read at every turn."""
         # Any kind may be waited for; who waits for what is looked up, and nearly always nobody does.
         self.watches = tuple(Watch(k.__name__, self._awaited) for k in runtime.kinds)  # type: ignore[misc]
 
@@ -93,7 +108,10 @@ class RunReconciler(Reconciler[Run]):
 
     def _awaited(self, doc: Doc, store: Store) -> Iterable[Key]:
         meta = doc["metadata"]
-        return self.engine.awaited.of(Key(doc["kind"], meta["namespace"], meta["name"]))
+        heard = self.engine.awaited.of(Key(doc["kind"], meta["namespace"], meta["name"]))
+        # The Run of a target is over: the one that goes over all of them counts it.
+        counts = doc["kind"] == "Run" and (doc["status"].get("phase") in ENDED or meta["deletionTimestamp"])
+        return (*heard, *owner_of("Run")(doc, store)) if counts else heard
 
     def _known(self) -> Iterable[Known]:
         """What the statuses of all Runs say, oldest first."""
@@ -121,8 +139,7 @@ class RunReconciler(Reconciler[Run]):
         over = bool(status.get("phase") in ENDED and status.get("observedGeneration"))
         if over and not self._slots.has(group_of(doc), doc["metadata"]["uid"]):
             return Outcome()
-        with self._runtime.store.reading() as conn:
-            progress = progress_of(read(conn, doc["metadata"]["uid"]))
+        progress = self._progress(doc["metadata"]["uid"])
         if over:
             self._freed(key, case_of(key, doc, progress))
             return Outcome()
@@ -131,14 +148,29 @@ class RunReconciler(Reconciler[Run]):
         case = case_of(key, doc, progress)
         if not progress.begun and not progress.ended:
             group = group_of(doc)
-            if not self._slots.take(group, case.uid, key, case.sequence.concurrency):
+            if not self._slots.take(group, case.uid, key, bound_of(case)):
                 return Outcome()
             self._begin(case)
             return Outcome(0.0)
-        again = self.engine.advance(case)
+        again = self.waves.advance(case) if progress.tally else self.engine.advance(case)
         if again is None:
             self._freed(key, case)
         return Outcome(again)
+
+    def _progress(self, uid: str) -> Progress:
+        known = self._parents.get(uid)
+        with self._runtime.store.reading() as conn:
+            progress = progress_of(read(conn, uid, known.last if known else 0), known)
+        if progress.tally and not progress.ended:
+            self._parents[uid] = progress
+        else:
+            self._parents.pop(uid, None)
+        return progress
+
+    def progress_in(self, tx: Tx, uid: str) -> Progress:
+        """How far a Run is as of this moment of a commit."""
+        known = self._parents.get(uid)
+        return progress_of(read(tx.conn, uid, known.last if known else 0), known)
 
     def _begin(self, case: Case) -> None:
         self.engine.write(case, lambda tx, now: [Line("", "begun")], "begin")
@@ -150,7 +182,7 @@ class RunReconciler(Reconciler[Run]):
             return
         group = group_of(case.doc)
         self._slots.took(group, logic.duration_of(doc["status"]) if doc else None)
-        for other in self._slots.free(group, case.uid, case.sequence.concurrency):
+        for other in self._slots.free(group, case.uid, bound_of(case)):
             self._runtime.controller.wake_key(other)
 
     def _admit(self, key: Key, doc: Doc) -> Outcome:
@@ -159,13 +191,16 @@ class RunReconciler(Reconciler[Run]):
         case = Case(key, uid, doc, Sequence.model_construct(), Progress())
         group = group_of(doc)
         begin = False
+        over: Over | None = None
+        targets: list[Target] = []
 
         def make(tx: Tx, case: Case) -> Case:
             nonlocal begin
-            frozen = {**self._frozen(tx, case), "subject": starter(case.doc), "procedure": group[1]}
+            name = case.doc["spec"].get("procedure") or ""
+            frozen = {**self._frozen(tx, case, over, targets), "subject": starter(case.doc), "procedure": name}
             case = replace(case, sequence=logic.parsed(frozen))
             lines = [Line("", "admitted", frozen)]
-            begin = self._slots.take(group, uid, key, case.sequence.concurrency)
+            begin = self._slots.take(group, uid, key, bound_of(case))
             return self.engine.record(tx, case, [*lines, Line("", "begun")] if begin else lines)
 
         def act(tx: Tx) -> Case:
@@ -176,6 +211,10 @@ class RunReconciler(Reconciler[Run]):
 
         self.engine.crash_point("before admit")
         try:
+            if doc["spec"].get("over"):
+                over = Over.model_validate(doc["spec"]["over"], extra="ignore")
+                subject = subject_of(runtime.store.get, starter(doc))
+                targets = targets_of(runtime, subject, over, key.namespace)
             runtime.store.write(act)
         except (Invalid, Forbidden, NotFound) as error:
             message = error.message
@@ -188,23 +227,23 @@ class RunReconciler(Reconciler[Run]):
         self.engine.crash_point("after admit")
         return Outcome(0.0 if begin else None)
 
-    def _frozen(self, tx: Tx, case: Case) -> Doc:
+    def _frozen(self, tx: Tx, case: Case, over: Over | None, targets: list[Target]) -> Doc:
         runtime, spec, namespace = self._runtime, case.doc["spec"], case.key.namespace
         name = spec.get("procedure")
         procedure = None
         if name:
             place = Key("Procedure", namespace, name)
             procedure = judge(tx, runtime.access, subject_of(tx.get, starter(case.doc)), "run", place)
+        return frozen_of(runtime, spec, namespace, procedure, tx.get, over, targets)
 
-        def exists(kind: str, name: str) -> bool:
-            if kind not in runtime.kinds:
-                return False
-            return tx.get(Key(kind, namespace if runtime.kinds.get(kind).info.namespaced else "", name)) is not None
-
-        frozen, wrong = logic.freeze(spec, procedure, runtime.kinds, _actions(runtime), _repeatable(runtime), exists)
-        if wrong:
-            raise Invalid(problems=tuple(Problem(w.message, f"spec.{w.path}") for w in wrong))
-        return frozen
+    def _may_still(self, tx: Tx, case: Case, subject: Subject) -> None:
+        """Whoever started it may still run the procedure, be it there or not."""
+        key = Key("Procedure", case.key.namespace, case.progress.frozen["procedure"])
+        procedure = tx.get(key)
+        labels = procedure["metadata"].get("labels") if procedure else case.progress.frozen["labels"]
+        self._runtime.access.require_in(
+            tx, subject, "run", key.kind, namespace=key.namespace, name=key.name, labels=labels or {}
+        )
 
     def _turn_down(self, tx: Tx, case: Case, message: str) -> None:
         doc = tx.get(case.key)
@@ -218,8 +257,11 @@ class RunReconciler(Reconciler[Run]):
     def _take_down(self, key: Key, doc: Doc) -> Outcome:
         """A deleted Run lets go of everything; what it did is not undone."""
         store, uid = self._runtime.store, doc["metadata"]["uid"]
-        if store.children(uid):
-            return Outcome(1.0)
+        if children := store.children(uid):
+            asked = [e for e in children if not e.doc["metadata"]["deletionTimestamp"]][:AT_ONCE]
+            for entry in asked:
+                store.submit(lambda tx, entry=entry: tx.delete(entry.key, entry.uid))
+            return Outcome(0.1 if asked else 1.0)
         with store.reading() as conn:
             progress = progress_of(read(conn, uid))
         held: list[str] = []
@@ -241,11 +283,54 @@ class RunReconciler(Reconciler[Run]):
         store.write(act)
         self.engine.crash_point("after finish")
         self.engine.awaited.forget(key)
-        bound = case_of(key, doc, progress).sequence.concurrency if progress.last else 0
+        bound = bound_of(case_of(key, doc, progress)) if progress.last else 0
         for other in self._slots.free(group_of(doc), uid, bound):
             self._runtime.controller.wake_key(other)
         self._runtime.controller.wake_uids(tuple(held))
         return Outcome()
+
+
+def targets_of(runtime: Any, subject: Subject, over: Over, namespace: str) -> list[Target]:
+    """The targets there are for whoever starts it; Invalid for a kind there is not."""
+    if wrong := list(check_kind(("spec", "over", "kind"), over.kind, runtime.kinds)):
+        raise Invalid(problems=(Problem(wrong[0].message, wrong[0].path),))
+    return find(runtime.store, runtime.access, subject, over, namespace)
+
+
+def frozen_of(
+    runtime: Any,
+    spec: Doc,
+    namespace: str,
+    procedure: Doc | None,
+    get: Callable[[Key], Doc | None],
+    over: Over | None,
+    targets: list[Target],
+) -> Doc:
+    """What a Run goes through, and its waves; Invalid with all that is wrong."""
+
+    def exists(kind: str, name: str) -> bool:
+        if kind not in runtime.kinds:
+            return False
+        return get(Key(kind, namespace if runtime.kinds.get(kind).info.namespaced else "", name)) is not None
+
+    wrong: list[Wrong] = []
+    if over and procedure:
+        over, wrong = settled(over, Sequence.model_validate(logic.sequence_of(procedure["spec"])), runtime.kinds,
+                              namespace)  # fmt: skip
+    frozen, more = logic.freeze(spec, procedure, runtime.kinds, _actions(runtime), _repeatable(runtime), exists, over)
+    wrong += more
+    if over and procedure and not wrong:
+        wrong = unfit(over, logic.parsed(frozen), targets)
+    if wrong:
+        raise Invalid(problems=tuple(Problem(w.message, f"spec.{w.path}") for w in wrong))
+    if over and procedure:
+        waves = planned(targets, over.waves, over.spread.most if over.spread else 0)
+        frozen |= {
+            "over": over.model_dump(mode="json", by_alias=True),
+            "waves": [[target[:3] for target in wave] for wave in waves],
+            "labels": procedure["metadata"].get("labels") or {},
+        }
+    return frozen
 
 
 def case_of(key: Key, doc: Doc, progress: Progress) -> Case:
@@ -268,7 +353,7 @@ def _asked(runtime: Any, subject: Subject, key: Key, verb: str, judged: str, cha
         doc = judge(tx, runtime.access, subject, judged, key)
         if doc["metadata"]["deletionTimestamp"]:
             raise Conflict(f"{key} is being deleted")
-        progress = progress_of(read(tx.conn, doc["metadata"]["uid"]))
+        progress = reconciler.progress_in(tx, doc["metadata"]["uid"])
         if not progress.last:
             raise Conflict(f"{key} was not admitted{' (yet)' if doc['status'].get('phase') != 'Failed' else ''}")
         case = case_of(key, doc, progress)
@@ -309,13 +394,15 @@ def _answered(runtime: Any, subject: Subject, key: Key, body: Doc, verb: str, gi
 
     def change(case: Case) -> list[Line]:
         name, at = _step(case, wanted)
-        step = next(s for s in case.sequence.steps if s.name == name)
-        if step.ask and step.ask.four_eyes and subject.name == case.subject:
+        step = next((s for s in case.sequence.steps if s.name == name), None)
+        if step and step.ask and step.ask.four_eyes and subject.name == case.subject:
             raise Forbidden(f"whoever started {case.key} may not answer step {name}; somebody else has to")
         refused = verb == "refuse" and not at.doubt
         if given not in at.choices and not refused:
             raise Invalid(problems=(Problem(f"answer one of {', '.join(at.choices)}", "answer"),))
         said = {"answer": given, "by": subject.name, "reason": reason}
+        if case.progress.tally and not refused and given != "refuse":
+            return [Line(name, "answered", said), Line(name, "again")]
         return [Line(name, "answered", said), _consequence(name, at, given, subject.name, reason, refused)]
 
     # Answering decides for the Run, so it takes the right to approve, whatever the verb.
@@ -353,7 +440,7 @@ def answer(runtime: Any, subject: Subject, key: Key, body: Doc) -> Doc:
 
 
 def cancel(runtime: Any, subject: Subject, key: Key, body: Doc) -> Doc:
-    """End a Run after the step it is at."""
+    """End a Run after the step it is at; one over many targets when those under way are over."""
     reason = _text(body, "reason")
 
     def change(case: Case) -> list[Line]:
@@ -393,6 +480,8 @@ def undo(runtime: Any, subject: Subject, key: Key, body: Doc) -> Doc:
     def change(case: Case) -> list[Line]:
         if case.progress.ended not in ("Failed", "Cancelled") or case.progress.undoing:
             raise Conflict(f"{key} is {case.progress.phase}; only one that failed or was cancelled can be undone")
+        if case.progress.tally:
+            raise Conflict(f"{key} goes over many targets; undo the Run of each (label ground/parent={key.name})")
         if not any(s.undo for s in case.sequence.steps):
             raise Conflict(f"no step of {key} says how it is undone")
         return [Line("", "undo", {"by": subject.name, "reason": reason})]
