@@ -14,6 +14,7 @@
     ├── TooMany                 429  later    slow down; `retry_after` seconds
     ├── Fenced                  409  stop     our lease is over: another worker owns this now
     └── Unavailable             503  later    something outside did not answer; nothing is known
+        ├── SecretUnavailable   503  later    a secret cannot be had from where it is kept; nothing else is down
         └── OutcomeUnknown      503  ask      a call was sent and no answer came: it may or may not have happened
 
 Messages say what was tried, on what, and what to do next.
@@ -154,6 +155,16 @@ class Unavailable(GroundError):
 
     status = 503
     retry: ClassVar[Retry] = "later"
+
+
+class SecretUnavailable(Unavailable):
+    """A secret cannot be had from where it is kept. Who was to get it was not asked, and is not to blame.
+
+    `why` is one word for programs: Unreachable, Sealed, Redirected, LoginRefused, PermissionDenied, …"""
+
+    def __init__(self, message: str, *, why: str = "Unreachable", retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.why = why
 
 
 class OutcomeUnknown(Unavailable):
