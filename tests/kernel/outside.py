@@ -257,12 +257,14 @@ class Rig:
         *,
         limits: Sequence[Limit] = NO_LIMITS,
         settle: float = 0.1,
+        gather: float = 0.0,
         watching: Watching = FAST,
         pace: Pace = QUICK,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory, self.outsides = directory, outsides or {"site/a": Outside()}
-        self.limits, self.settle, self.watching, self.pace, self.clock = limits, settle, watching, pace, clock
+        self.limits, self.settle, self.gather = limits, settle, gather
+        self.watching, self.pace, self.clock = watching, pace, clock
         self.reconciler = ThingReconciler()
         self.open()
 
@@ -273,7 +275,7 @@ class Rig:
             lambda name, items: self.controller.world_changed(name, items),
             lambda name: self.controller.expected_things(name),
         )
-        self.turns = Turns(self.store, self.world, self.limits, self.settle)
+        self.turns = Turns(self.store, self.world, self.limits, self.settle, self.gather)
         self.controller = Controller(self.store, self.world, self.turns, [self.reconciler], self.pace)
         for name, outside in self.outsides.items():
             self.world.attach(name, outside)

@@ -27,6 +27,7 @@ class Desk:
         self.store, self.clock = store, clock
         self.limits: tuple[Limit, ...] = LIMITS
         self.total = TOTAL
+        self.gather = 0.0
 
     def plan(self, owner: str, *names: str, **how: Any) -> guard.Verdict:
         """What becomes of this owner's plan to destroy these things."""
@@ -37,7 +38,7 @@ class Desk:
     ) -> Callable[[Tx], guard.Verdict]:
         changes = [self.change(n, verb, site, **fields) for n in names]
         scopes = [guard.Scope("kind", "Thing", self.total), guard.Scope("site", site, self.total)]
-        return lambda tx: guard.decide(tx, key(owner), f"uid-{owner}", changes, scopes, self.limits)
+        return lambda tx: guard.decide(tx, key(owner), f"uid-{owner}", changes, scopes, self.limits, self.gather)
 
     @staticmethod
     def change(name: str, verb: str = "delete", site: str = "a", **fields: Any) -> Change:
@@ -75,12 +76,53 @@ def each(desk: Desk, count: int, first: int = 0) -> tuple[int, int]:
 
 
 def test_a_wrong_selector_is_held_as_one_plan(desk: Desk) -> None:
-    assert each(desk, 1000) == (10, 990)
+    desk.gather = 1.0
+    assert each(desk, 1000) == (0, 0)
+    assert desk.plan("o1", "t1").gathering == 1.0
+    assert desk.held() == []
+    desk.clock[0] += 1.0
+    assert each(desk, 1000) == (0, 1000)
     (plan,) = desk.held()
-    assert (plan["scope"], len(plan["changes"])) == ("kind:Thing", 990)
+    assert (plan["scope"], len(plan["changes"])) == ("kind:Thing", 1000)
     assert "10 allowed" in plan["reason"]
     assert plan["digest"] == digest_of({c["digest"] for c in plan["changes"]})
     assert plan["changes"][0]["owner"].startswith("Thing alpha/o")
+    desk.approve(plan)
+    assert each(desk, 1000) == (1000, 0), "what was approved is not gathered again"
+
+
+def test_few_deletions_pass_once_they_were_counted_together(desk: Desk) -> None:
+    desk.gather = 1.0
+    assert each(desk, 6) == (0, 0)
+    desk.clock[0] += 0.6
+    assert each(desk, 8) == (0, 0)
+    desk.clock[0] += 0.4
+    assert each(desk, 6) == (6, 0)
+    assert each(desk, 6) == (6, 0), "what passed does not wait again"
+    assert each(desk, 2, first=6) == (0, 0)
+    desk.clock[0] += 0.6
+    assert each(desk, 2, first=6) == (2, 0)
+
+
+def test_what_is_not_planned_any_more_or_was_never_judged_is_not_counted(desk: Desk) -> None:
+    desk.gather = 1.0
+    each(desk, 20)
+    for n in range(15):
+        desk.plan(f"o{n}")
+    desk.clock[0] += 1.0
+    assert each(desk, 5, first=15) == (5, 0)
+    desk.limits = (Limit(scope="site", count=3),)
+    each(desk, 5, first=30)  # their owners are never heard of again
+    desk.clock[0] += 601
+    each(desk, 2, first=50)
+    desk.clock[0] += 1.0
+    assert each(desk, 2, first=50) == (2, 0)
+
+
+def test_without_a_moment_to_gather_the_budget_passes_and_the_rest_is_held(desk: Desk) -> None:
+    assert each(desk, 1000) == (10, 990)
+    (plan,) = desk.held()
+    assert (plan["scope"], len(plan["changes"])) == ("kind:Thing", 990)
 
 
 def test_what_is_held_does_not_trickle_through_window_by_window(desk: Desk) -> None:
@@ -264,6 +306,22 @@ def wait_held(rig: Rig, count: int) -> dict[str, Any]:
 
 def answer(rig: Rig, act: Callable[[guard.PlanBoard], Any]) -> None:
     act(guard.PlanBoard(rig.store, rig.controller.wake_uids))
+
+
+def test_many_owners_with_one_cause_lose_nothing_before_they_are_seen_together(rig: Rig) -> None:
+    names = [f"t{n}" for n in range(12)]
+    for name in names:
+        rig.make(name)
+    until(lambda: rig.ready(*names))
+    rig.turns.gather = 1.0
+    for name in names:
+        rig.delete(name)
+    plan = wait_held(rig, 12)
+    assert {c["target"]["id"] for c in plan["changes"]} == set(names)
+    assert set(rig.outside.things()) == set(names), "not one went"
+    answer(rig, lambda board: board.refuse("kind:Thing", type("S", (), {"name": "ann"})(), "a wrong selector"))
+    until(rig.controller.idle)
+    assert set(rig.outside.things()) == set(names)
 
 
 def test_deletions_beyond_the_limit_touch_nothing_until_approved(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,6 +28,10 @@ _h, _a, _s, _o = tables.held, tables.approvals, tables.spent, tables.holds
 
 APPROVAL_LASTS = 86_400.0
 """Seconds for which an approved digest stands."""
+GATHERING = "gathering:"
+"""Prefix of the scopes in which what is about to be judged is counted."""
+GATHERED = 60.0
+"""Seconds after which what was counted and never judged is not wanted any more: its owner is gone."""
 REFUSAL_LASTS = 3650 * 86_400.0
 """A refusal stands until somebody approves after all."""
 
@@ -55,25 +59,62 @@ class Verdict(NamedTuple):
     """Id of the plan that the held ones are part of."""
     reason: str = ""
     """Why, as a sentence."""
+    gathering: float = 0.0
+    """Seconds until those that are neither allowed nor held are judged together with what others plan meanwhile."""
 
 
 def decide(
-    tx: Tx, owner: Key, owner_uid: str, changes: Sequence[Change], scopes: Sequence[Scope], limits: Iterable[Limit]
+    tx: Tx,
+    owner: Key,
+    owner_uid: str,
+    changes: Sequence[Change],
+    scopes: Sequence[Scope],
+    limits: Iterable[Limit],
+    gather: float = 0.0,
 ) -> Verdict:
-    """Sort the changes of one plan into allowed and held, spend the budget of what is allowed, record what is held."""
+    """Sort the changes of one plan into allowed and held, spend the budget of what is allowed, record what is held.
+
+    `gather`: seconds for which what destroys is only counted before it is judged, so that a thousand owners who plan
+    one deletion each are seen together, and none of the thousand passes."""
     risky = list({c.digest: c for c in changes if c.destructive}.values())
     previous = _let_go(tx, owner_uid)
+    _gather_no_more(tx, owner_uid, {c.digest for c in risky})
     if not risky:
         return Verdict(tuple(changes))
     limits = tuple(limits)
     passed, refused = _answered(tx, owner_uid, risky, scopes, limits)
     rest = [c for c in risky if c.digest not in passed and c.digest not in refused]
     waiting = {c.digest: (c, *refused[c.digest]) for c in risky if c.digest in refused}
+    fresh = [c for c in rest if c.digest not in previous]
+    wait = _gather(tx, owner_uid, fresh, scopes, gather) if gather and limits else 0.0
+    if wait:
+        unjudged = {c.digest for c in rest}
+        verdict = _hold(tx, owner, owner_uid, [c for c in changes if c.digest not in unjudged], waiting, previous)
+        return verdict._replace(gathering=wait)
     if over := _exceeded(tx, owner_uid, rest, scopes, limits):
         waiting |= {c.digest: (c, *over) for c in rest}
     else:
         _spend(tx, owner_uid, rest, {s.id for s in scopes})
+    _gather_no_more(tx, owner_uid, set())
     return _hold(tx, owner, owner_uid, changes, waiting, previous)
+
+
+def _gather(tx: Tx, owner_uid: str, changes: Sequence[Change], scopes: Sequence[Scope], gather: float) -> float:
+    """Count these in their scopes without letting them pass; seconds until all have been counted for long enough."""
+    mine = sa.select(_s.c.digest, sa.func.min(_s.c.at).label("since")).where(
+        _s.c.owner_uid == owner_uid, _s.c.scope.startswith(GATHERING)
+    )
+    known = {r.digest: r.since for r in tx.conn.execute(mine.group_by(_s.c.digest))}
+    new = [c for c in changes if c.digest not in known]
+    _spend(tx, owner_uid, new, {f"{GATHERING}{s.id}" for s in scopes})
+    latest = max([tx.time if new else 0.0, *(known[c.digest] for c in changes if c.digest in known)], default=0.0)
+    return max(0.0, latest + gather - tx.time)
+
+
+def _gather_no_more(tx: Tx, owner_uid: str, planned: Collection[str]) -> None:
+    """Forget what was counted of an owner and is judged now, or not planned any more."""
+    counted = sa.delete(_s).where(_s.c.owner_uid == owner_uid, _s.c.scope.startswith(GATHERING))
+    tx.conn.execute(counted.where(_s.c.digest.not_in(planned)) if planned else counted)
 
 
 def observe(tx: Tx, owner: Key, owner_uid: str, changes: Sequence[Change], why: str) -> Verdict:
@@ -183,7 +224,13 @@ def _exceeded(
                     _s.c.scope == scope.id, _s.c.at > tx.time - limit.window
                 )
             ).scalar_one()
+            beside = sa.select(sa.func.count()).where(
+                _s.c.scope == f"{GATHERING}{scope.id}",
+                _s.c.at > tx.time - GATHERED,
+                sa.not_((_s.c.owner_uid == owner_uid) & _s.c.digest.in_([c.digest for c in rest])),
+            )
             wanted = len(rest) + _held_beside(tx, owner_uid, scope.id, limit.count)
+            wanted += tx.conn.execute(beside).scalar_one()
             # What was deleted in the window was there when it opened, so the share is taken of what there was then.
             # Of a scope that does not say how much it has no share can be taken.
             total = scope.total + int(used) if scope.total else 0

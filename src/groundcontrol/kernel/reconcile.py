@@ -152,6 +152,9 @@ class Reconciler(Generic[R]):
     """Whether it writes the status of its kind. One reconciler per kind may."""
     on_status: ClassVar[bool] = False
     """Whether a change of its own kind's status makes it look again (for a second reconciler of a kind)."""
+    gathers: ClassVar[bool] = True
+    """Whether what its plans destroy is judged together with what others of its kind plan within a second. Not where
+    one plan has all of it."""
     manager: ClassVar[str] = "server"
     """The manager of fields of resources it makes."""
 

@@ -123,8 +123,10 @@ spent = Table(
     Column("weight", Integer, nullable=False),
     Column("at", Float, nullable=False),
     Index("spent_by_time", "at"),
+    Index("spent_by_owner", "owner_uid"),
 )
-"""Destructive changes that passed a limit, per scope: the rolling windows."""
+"""Destructive changes that passed a limit, per scope: the rolling windows. Those about to be judged are counted here
+too, in scopes that begin with `gathering:`."""
 
 holds = Table(
     "holds",

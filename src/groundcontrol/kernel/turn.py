@@ -36,6 +36,8 @@ LOOK_STAMP = 300.0
 """Seconds after which `lastLooked` is renewed even when nothing else in the status changed."""
 SETTLE = 5.0
 """Seconds for which an unknown create blocks another one, at drivers that cannot tell a repeated call."""
+GATHER = 1.0
+"""Seconds for which what destroys is only counted, so that a thousand small plans with one cause are seen as one."""
 
 OBSERVING = 5.0
 """Seconds after which a Run asks again whether this installation acts."""
@@ -100,8 +102,10 @@ class _Turn:
 class Turns:
     """Takes turns for all reconcilers of one store and world."""
 
-    def __init__(self, store: Store, world: World, limits: Sequence[Limit], settle: float = SETTLE) -> None:
-        self.store, self.world, self.limits = store, world, tuple(limits)
+    def __init__(
+        self, store: Store, world: World, limits: Sequence[Limit], settle: float = SETTLE, gather: float = GATHER
+    ) -> None:
+        self.store, self.world, self.limits, self.gather = store, world, tuple(limits), gather
         self.crash_point: Callable[[str], None] = lambda where: None
         """Called before and after each durable write and outside call; the crash tests kill the process in it."""
         self._outcomes = Outcomes(store, world, settle, lambda where: self.crash_point(where))
@@ -205,7 +209,8 @@ class Turns:
                 return self._only_observes(tx, reconciler, turn, changes, found.why)
         # What is held of a resource is its first reconciler's: a second one that destroys nothing leaves it alone.
         asks = reconciler.reports or any(c.destructive for c in changes)
-        return decide(tx, turn.key, turn.uid, changes, scopes, self.limits) if asks else Verdict(tuple(changes))
+        gather = self.gather if reconciler.gathers else 0.0
+        return decide(tx, turn.key, turn.uid, changes, scopes, self.limits, gather) if asks else Verdict(tuple(changes))
 
     @staticmethod
     def _only_observes(tx: Tx, reconciler: AnyReconciler, turn: _Turn, changes: list[Change], why: str) -> Verdict:
@@ -398,6 +403,8 @@ class Turns:
 
     def _outcome(self, reconciler: AnyReconciler, turn: _Turn, report: Report) -> Outcome:
         waits = [s for s in (report.again, turn.plan.again, turn.confirm_in) if s is not None]
+        if turn.verdict.gathering:
+            waits.append(turn.verdict.gathering + 0.01)
         if turn.free_at is not None and turn.foreign:
             waits.append(max(0.05, turn.free_at - self.store.clock()))
         again = min(waits) if waits else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from groundcontrol.capabilities.gitops.kinds import Source, SourceCommit, SourceProblem, SourceStatus
 from groundcontrol.capabilities.gitops.logic import (
@@ -22,17 +23,18 @@ from groundcontrol.capabilities.gitops.logic import (
     plan_changes,
     refusals,
 )
+from groundcontrol.capabilities.gitops.proposals import Desk, Proposal, Wanted, source_of, wish_digest
 from groundcontrol.capabilities.gitops.webhooks import parse_push
 from groundcontrol.kernel.access import Access
 from groundcontrol.kernel.errors import Conflict, Forbidden, GroundError, Invalid, NotFound, Unavailable
 from groundcontrol.kernel.guard import Scope
 from groundcontrol.kernel.plan import Change, Plan
 from groundcontrol.kernel.reconcile import Look, Reconciler, Report, StoreWrite, conditions, store_key
-from groundcontrol.kernel.resource import Doc, Key, Kinds, now
+from groundcontrol.kernel.resource import Doc, Key, Kinds, key_of, now
 from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.tx import Tx
-from groundcontrol.ports.repository import Repositories, Trust
+from groundcontrol.ports.repository import Credentials, Repositories, Trust
 
 MOST_PROBLEMS = 100
 PLATFORM = "platform"
@@ -65,6 +67,7 @@ class SourceReconciler(Reconciler[Source]):
 
     name = "sources"
     kind = Source
+    gathers = False
 
     def __init__(
         self,
@@ -126,14 +129,7 @@ class SourceReconciler(Reconciler[Source]):
         spec = resource.spec
         state.fetched, state.error = at, ""
         try:
-            secret = self._reveal(spec.namespace or PLATFORM, spec.credentials) if spec.credentials else ""
-            credentials = credentials_of(secret, spec.known_hosts) if secret or spec.known_hosts else None
-            commit = self._repositories.fetch(spec.repository, spec.branch, credentials)
-            if spec.verify.signatures != "none":
-                trust = Trust(method=spec.verify.signatures, signers=spec.verify.allowed_signers)
-                signature = self._repositories.verify(spec.repository, commit, trust)
-                if not signature.good:
-                    raise Forbidden(f"commit {commit[:12]} is not applied: {signature.reason}")
+            commit, _ = self.head(resource)
             before = resource.status.commit
             state.rewritten = bool(before) and not self._repositories.is_ancestor(spec.repository, before, commit)
             log = self._repositories.log(spec.repository, commit, 5)
@@ -147,6 +143,19 @@ class SourceReconciler(Reconciler[Source]):
                 state.commit, state.desired = "", None
             if not state.commit and isinstance(error, (Invalid, Forbidden, NotFound)):
                 raise
+
+    def head(self, resource: Source) -> tuple[str, Credentials | None]:
+        """The branch's newest commit, fetched now, and what the server was shown; Forbidden for one nobody signed."""
+        spec = resource.spec
+        secret = self._reveal(spec.namespace or PLATFORM, spec.credentials) if spec.credentials else ""
+        credentials = credentials_of(secret, spec.known_hosts) if secret or spec.known_hosts else None
+        commit = self._repositories.fetch(spec.repository, spec.branch, credentials)
+        if spec.verify.signatures != "none":
+            trust = Trust(method=spec.verify.signatures, signers=spec.verify.allowed_signers)
+            signature = self._repositories.verify(spec.repository, commit, trust)
+            if not signature.good:
+                raise Forbidden(f"commit {commit[:12]} is not applied: {signature.reason}")
+        return commit, credentials
 
     def _owned(self, name: str, look: Look) -> dict[Key, Doc]:
         """Everything that carries this Source's mark; only what may is decoded."""
@@ -270,6 +279,148 @@ def subject_of(source: Source) -> Subject:
     if who == "group":
         return Subject(source.subject, groups=frozenset({name}))
     return Subject.source(name)
+
+
+# ── what is offered for review ──────────────────────────────────────────────────────────────────────────────────
+
+PROPOSER = "reconciler:proposals"
+RETRY = 30.0
+"""Seconds after which what could not be proposed is tried again, when somebody asks for it."""
+_MOST_ASKED = 1000
+
+
+@dataclass
+class _Asked:
+    """Something to be proposed by nobody in person, and what came of it."""
+
+    wanted: Wanted
+    told: Key
+    """Looks again when it is settled."""
+    state: Literal["waiting", "done", "failed"] = "waiting"
+    words: str = "it is being proposed"
+    at: float = 0.0
+
+
+class ProposalReconciler(Reconciler[Source]):
+    """Takes what reconcilers want to have in git to the Source's repository, in the turns of that Source: a git server
+    that hangs holds up no site. What it makes has a name derived from what is wanted, so it needs no memory."""
+
+    name = "proposals"
+    kind = Source
+    reports = False
+
+    def __init__(self, runtime: Any, desk: Desk) -> None:
+        self._runtime, self.desk = runtime, desk
+        self._asked: dict[str, _Asked] = {}
+        self._mutex = threading.Lock()
+
+    def shard(self, resource: Source) -> str:
+        return f"source/{resource.metadata.name}"
+
+    def suggest(self, old: Doc, new: Doc, told: Key) -> tuple[bool, str]:
+        """Whether it is settled, and what to say. Answers at once; `told` looks again when there is news. Settled and
+        empty: its Source takes no branches."""
+        wanted = Wanted(old, new)
+        source = self._runtime.store.get(Key("Source", "", source_of(old)))
+        if source is None or not source["spec"].get("proposals"):
+            return True, ""
+        identity = f"{source['metadata']['uid']} {wanted.key} {wish_digest(wanted)} {told}"
+        at = self._runtime.store.clock()
+        with self._mutex:
+            asked = self._asked.get(identity)
+            if asked is None or (asked.state == "failed" and at - asked.at > RETRY):
+                while len(self._asked) >= _MOST_ASKED:
+                    del self._asked[next(iter(self._asked))]
+                words = asked.words if asked else ""
+                self._asked[identity] = asked = _Asked(wanted, told, at=at)
+                asked.words = words or asked.words
+        if asked.state == "waiting":
+            self._runtime.controller.wake_key(Key("Source", "", source["metadata"]["name"]))
+        return asked.state == "done", asked.words
+
+    def plan(self, resource: Source, look: Look) -> Plan:
+        if resource.spec.suspend or resource.deleting:
+            return Plan()
+        name = resource.metadata.name
+        with self._mutex:
+            waiting = [a for a in self._asked.values() if a.state == "waiting" and source_of(a.wanted.old) == name]
+        for asked in waiting:
+            try:
+                asked.words = self._settle(resource, asked)
+                asked.state = "done"
+            except GroundError as error:
+                asked.words, asked.state, asked.at = f"it cannot be proposed: {error.message}", "failed", look.now
+            self._runtime.controller.wake_key(asked.told)
+        return Plan()
+
+    def _settle(self, source: Source, asked: _Asked) -> str:
+        proposal, credentials = self.desk.prepare(source, [asked.wanted], lambda verb, key, labels: True)
+        if proposal.state == "unchanged":
+            return f"{source.spec.branch} of {source.spec.repository} says so already"
+        done = self.desk.push(source, proposal, credentials, PROPOSER, self._runtime.store.clock())
+        self._runtime.store.write(lambda tx: record_proposal(tx, PROPOSER, done))
+        return f"it is proposed as branch {done.branch} of {done.repository}"
+
+
+def record_proposal(tx: Tx, who: str, proposal: Proposal) -> None:
+    """In the audit always; on the timeline of the resources when a branch was made."""
+    detail = {n: v for n, v in proposal.as_dict().items() if n not in ("diff", "resources")}
+    for key in proposal.resources:
+        doc = tx.get(key)
+        tx.audit(who, "propose", key, **detail)
+        if doc is not None and proposal.state == "pushed":
+            words = f"by {who}: branch {proposal.branch} of {proposal.repository}, commit {proposal.commit[:12]}"
+            tx.event(key, doc["metadata"]["uid"], "Proposed", words)
+
+
+def offer(runtime: Any, subject: Subject, wishes: Sequence[tuple[Doc, Doc]], dry: bool) -> list[Doc]:
+    """Propose (old, new) of some resources, one proposal per Source, when the subject may make each of them so.
+
+    With `dry` nothing is pushed or recorded. Raises before anything is pushed when one of them cannot be proposed."""
+    desk: Desk = runtime.reconciler("proposals").desk
+
+    def may(verb: str, key: Key, labels: Mapping[str, str]) -> bool:
+        return bool(
+            runtime.access.allowed(subject, verb, key.kind, namespace=key.namespace, name=key.name, labels=labels)
+        )
+
+    by_source: dict[str, list[Wanted]] = {}
+    for old, new in wishes:
+        by_source.setdefault(source_of(old), []).append(Wanted(old, new))
+    prepared: list[tuple[Source, Proposal, Credentials | None]] = []
+    for name, wanted in by_source.items():
+        doc = runtime.store.get(Key("Source", "", name))
+        if doc is None:
+            raise NotFound(f"Source {name}, which declares {wanted[0].key}, is gone; apply it without proposing")
+        source = Source.view(doc)
+        prepared.append((source, *desk.prepare(source, wanted, may)))
+    if dry:
+        return [proposal.as_dict() for _, proposal, _ in prepared]
+
+    def ask(tx: Tx) -> None:
+        # Fetching took its time: judged once more, now.
+        for old, new in wishes:
+            key = key_of(old)
+            runtime.access.admit(tx, subject, "update", key, tx.get(key), new)
+            tx.audit(subject.name, "propose", key, "asked")
+
+    runtime.store.write(ask)
+    done: list[Doc] = []
+    for source, proposal, credentials in prepared:
+        try:
+            made = desk.push(source, proposal, credentials, subject.name, runtime.store.clock())
+        except GroundError as error:
+            failed, reason = proposal, error.reason
+            runtime.store.write(
+                lambda tx, failed=failed, reason=reason: [
+                    tx.audit(subject.name, "propose", key, "failed", reason=reason, branch=failed.branch)
+                    for key in failed.resources
+                ]
+            )
+            raise
+        runtime.store.write(lambda tx, made=made: record_proposal(tx, subject.name, made))
+        done.append(made.as_dict())
+    return done
 
 
 # ── what people and git servers ask for ─────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from groundcontrol.kernel.errors import Unavailable
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in `versions/`; a test holds it against the folder."""
 
 
