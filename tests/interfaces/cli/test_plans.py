@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from groundcontrol.interfaces.cli.failure import Failure
+from groundcontrol.interfaces.cli.over import plan_in_words
 from groundcontrol.interfaces.cli.plans import until_time
 from tests.interfaces.cli.conftest import Ground
 from tests.interfaces.cli.fake_api import FakeApi
@@ -187,3 +188,41 @@ def test_a_run_is_started_shown_and_answered(ground: Ground, api: FakeApi) -> No
     made_up = ground("run", "start", "drain", "-n", "ops", "-o", "name").out.strip()
     assert made_up.startswith("drain-")
     assert ground("run", "strat", "drain").err.count('did you mean "start"?') == 1
+
+
+def test_a_run_over_many_targets_is_sent_as_the_options_say(ground: Ground, api: FakeApi) -> None:
+    words = "run start restart -n ops --over Service -l tier=web --field-selector spec.a=b --waves 1,10%,100%"
+    more = "--spread metadata.labels.rack=2 --max-failures 5% --ask between --ask failures --pause 1m --concurrency 4"
+    elsewhere = "--targets-in * --input-for-name service --input-for-namespace place"
+    assert ground(*words.split(), *more.split(), *elsewhere.split()).code == 0
+    assert api.sent("POST", "/namespaces/ops/runs")[-1].body["spec"] == {
+        "procedure": "restart",
+        "over": {
+            "kind": "Service", "labelSelector": "tier=web", "fieldSelector": "spec.a=b", "waves": ["1", "10%", "100%"],
+            "spread": {"by": "metadata.labels.rack", "most": 2}, "maxFailures": "5%", "between": "ask",
+            "onFailure": "ask", "pause": 60, "concurrency": 4, "namespace": "*", "input": "service",
+            "namespaceInput": "place",
+        },
+    }  # fmt: skip
+    assert ground("run", "start", "restart", "-n", "ops", "--over", "Service", "--spread", "spec.site").code == 0
+    assert api.sent("POST", "/namespaces/ops/runs")[-1].body["spec"]["over"] == {
+        "kind": "Service",
+        "spread": {"by": "spec.site"},
+    }
+    assert "say over which kind" in ground("run", "start", "restart", "-n", "ops", "--waves", "1").err
+    assert "PATH=N" in ground("run", "start", "p", "-n", "ops", "--over", "Service", "--spread", "spec.site=x").err
+
+
+def test_waves_are_shown(ground: Ground, api: FakeApi) -> None:
+    wave = {"wave": 1, "size": 2, "done": 1, "failed": 1, "skipped": 0, "underWay": 0, "left": 0}
+    status = {"phase": "Failed", "waves": [wave], "failures": ["ops/w1: it broke\x1b[2J"], "steps": []}
+    api.put("Run", "r", "ops", status=status)
+    shown = ground("run", "show", "r", "-n", "ops").out
+    assert [line.split() for line in shown.splitlines() if line.startswith("1 ")] == [
+        ["1", "2", "1", "1", "0", "0", "0"]
+    ]
+    assert "failed: ops/w1: it broke" in shown
+    assert "\x1b" not in shown
+    answer = {"wave": 1, "size": 10, "targets": [f"w{n}" for n in range(10)], "domains": {"cnaf": 2, "bari": 8}}
+    (_, line) = plan_in_words({"waves": [answer]}).splitlines()
+    assert " ".join(line.split()) == "1 10 cnaf 2, bari 8 w0, w1, w2, w3, w4, w5, w6, w7 and 2 more"

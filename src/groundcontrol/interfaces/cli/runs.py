@@ -31,6 +31,7 @@ from groundcontrol.interfaces.cli.output import (
     say,
     table,
 )
+from groundcontrol.interfaces.cli.over import over_of, over_options, plan_in_words, waves_in_words
 from groundcontrol.interfaces.cli.session import Session, session
 
 WAITING = ("waiting", "asking", "asked", "paused")
@@ -51,25 +52,27 @@ def _kind(here: Session) -> Kind:
     "-i", "--input", "inputs", multiple=True, metavar="NAME=VALUE", help="An input; the value is read as YAML."
 )
 @click.option("--name", metavar="NAME", help="Name of the Run; without it one is made up.")
+@over_options
 @namespace_option
 @dry_run_option
 @output_option("text", "name", "json", "yaml", default="text")
 def start(
-    procedure: str, inputs: tuple[str, ...], name: str | None, namespace: str | None, dry_run: bool, output: str
+    procedure: str,
+    inputs: tuple[str, ...],
+    name: str | None,
+    selector: str | None,
+    namespace: str | None,
+    dry_run: bool,
+    output: str,
+    **over: Any,
 ) -> int:
-    """Start a procedure: `ground run start drain -n ops -i host=wn-17 -i grace=30`."""
-    from groundcontrol.kernel.errors import Invalid
-    from groundcontrol.kernel.manifest import load_yaml
+    """Start a procedure: `ground run start drain -n ops -i host=wn-17 -i grace=30`.
 
+    With --over it is gone through once for each of many targets, in waves: `ground run start restart --over Service -l
+    tier=web --waves 1,10%,100%`. With --dry-run the waves are shown, and nothing is started."""
     here = session()
     kind = _kind(here)
-    values: dict[str, Any] = {}
-    for entry in inputs:
-        key, text = key_value(entry)
-        try:
-            values[key] = load_yaml(text, f"input {key}")[0]
-        except Invalid as error:
-            raise Failure(error.message, "put text with special characters in quotes", code=USAGE) from error
+    values, targets = _values(inputs), over_of(over, selector)
     meta: Doc = {"name": name or _made_up(procedure)}
     if kind.namespaced:
         meta["namespace"] = must_have_namespace(Target(kind, here.namespace(namespace), meta["name"])).namespace
@@ -77,6 +80,10 @@ def start(
     doc: Doc = {"apiVersion": version, "kind": kind.name, "metadata": meta, "spec": {"procedure": procedure}}
     if values:
         doc["spec"]["inputs"] = values
+    if targets:
+        doc["spec"]["over"] = targets
+        if dry_run:
+            return _preview(here, procedure, meta.get("namespace", ""), doc["spec"], output)
     place = path_of(kind.plural, meta.get("namespace", ""))
     answer: Doc = here.client.send("POST", place, doc, params={"dryRun": dry_run}) or doc
     if output in ("json", "yaml"):
@@ -87,6 +94,35 @@ def start(
         say(f"Run {safe(meta['name'])} {'would be started' if dry_run else 'started'}")
         if not dry_run:
             note(f"  ground run show {meta['name']}" + (f" -n {meta['namespace']}" if meta.get("namespace") else ""))
+    return OK
+
+
+def _values(inputs: tuple[str, ...]) -> Doc:
+    """Name to value, each read as YAML."""
+    from groundcontrol.kernel.errors import Invalid
+    from groundcontrol.kernel.manifest import load_yaml
+
+    values: Doc = {}
+    for entry in inputs:
+        key, text = key_value(entry)
+        try:
+            values[key] = load_yaml(text, f"input {key}")[0]
+        except Invalid as error:
+            raise Failure(error.message, "put text with special characters in quotes", code=USAGE) from error
+    return values
+
+
+def _preview(here: Session, procedure: str, namespace: str, spec: Doc, output: str) -> int:
+    """The waves, as the server would make them now."""
+    kind = here.kinds.resolve("Procedure")
+    body = {name: spec[name] for name in ("inputs", "over") if name in spec}
+    answer: Doc = here.client.send("POST", f"{path_of(kind.plural, namespace, procedure)}/actions/preview", body)
+    if output in ("json", "yaml"):
+        say(as_json(answer) if output == "json" else as_yaml(answer))
+    else:
+        many = f"{answer['targets']} target" + "s" * (answer["targets"] != 1)
+        say(f"{safe(procedure)} would go over {many} in {len(answer['waves'])} waves:")
+        say(plan_in_words(answer))
     return OK
 
 
@@ -143,6 +179,10 @@ def show(name: str, namespace: str | None, output: str) -> int:
     inputs = (doc.get("spec") or {}).get("inputs")
     if inputs:
         say("inputs:\n" + indented(as_yaml(inputs)))
+    if waves := waves_in_words(status):
+        say(waves)
+    for failure in status.get("failures") or ():
+        say(f"  failed: {safe(failure)}")
     found = steps(doc)
     if found:
         titles = ["Step", "State", "Since", "Message"]
