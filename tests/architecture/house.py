@@ -27,6 +27,7 @@ CAPABILITY_FILES = ("__init__.py", "README.md", "kinds.py", "logic.py", "reconci
 CAPABILITY_EXTRAS = {
     "queries.py": "questions to the ledger",
     "procedures.py": "Runs the capability brings",
+    "proposals.py": "changes it offers for review instead of making them",
     "webhooks.py": "what other programs tell it, turned into facts",
     "pages": "its pages of the web application",
 }

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from groundcontrol.kernel.errors import Invalid, Problem
 from groundcontrol.kernel.manifest import MAX_BYTES, load_documents
-from groundcontrol.kernel.manifest_nodes import Node, NodeDocument, nodes_of
+from groundcontrol.kernel.manifest_nodes import Node, NodeDocument, end_of, nodes_of
 
 Path = tuple[str | int, ...]
 Above = tuple[Node, Node | None] | None
@@ -384,22 +384,7 @@ class _Editor:
         return self._column_at(node.start)
 
     def _end(self, node: Node, key: Node | None = None) -> int:
-        """Where the last character of a value stands; the parser's marks reach to what comes after it."""
-        if node.kind in ("map", "list") and not node.flow:
-            if node.kind == "list":
-                return self._end(node.items[-1])
-            last_key, last = node.entries[-1]
-            return self._end(last, last_key)
-        if node.start == node.end:
-            floor = key.end if key else 0
-            found = len(self._text[: node.start].rstrip())
-            return max(found, floor)
-        if node.style in ("|", ">"):
-            piece = self._text[node.start : node.end]
-            if "+" in piece.split("\n", 1)[0].split("#")[0]:
-                return node.start + len(piece.removesuffix("\n").removesuffix("\r"))
-            return node.start + len(piece.rstrip(" \r\n"))
-        return node.end
+        return end_of(self._text, node, key)
 
 
 # ── writing values ──────────────────────────────────────────────────────────────────────────────────────────────────

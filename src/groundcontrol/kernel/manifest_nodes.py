@@ -89,6 +89,23 @@ def nodes_of(text: str) -> list[NodeDocument]:
     return documents
 
 
+def end_of(text: str, node: Node, key: Node | None = None) -> int:
+    """After the last character of a value (behind `key`, if any); the parser's marks reach to what comes after it."""
+    if node.kind == "list" and not node.flow:
+        return end_of(text, node.items[-1])
+    if node.kind == "map" and not node.flow:
+        last_key, last = node.entries[-1]
+        return end_of(text, last, last_key)
+    if node.start == node.end:
+        return max(len(text[: node.start].rstrip()), key.end if key else 0)
+    if node.style in ("|", ">"):
+        piece = text[node.start : node.end]
+        if "+" in piece.split("\n", 1)[0].split("#")[0]:
+            return node.start + len(piece.removesuffix("\n").removesuffix("\r"))
+        return node.start + len(piece.rstrip(" \r\n"))
+    return node.end
+
+
 def _node(event: Any, parser: Any, aliases: set[str]) -> Node:
     start, end, anchor = _at(event.start_mark), _at(event.end_mark), event.anchor or ""
     if isinstance(event, events.AliasEvent):

@@ -41,6 +41,17 @@ _FILE = re.compile(r"file:(/[^\0]*)")
 _SEALED = re.compile(r"secret:([a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?)/([A-Za-z0-9][A-Za-z0-9._-]{0,252})")
 
 
+SECRETIVE = re.compile(r"passw|secret|token|credential|private|api[-_]?key|auth|cookie|passphrase|dsn", re.IGNORECASE)
+SECRET_VALUE = re.compile(
+    r"-----BEGIN|gct_|glpat-|gh[pousr]_|xox[abp]-|AKIA[0-9A-Z]{16}|eyJ[\w-]+\.[\w-]+\.|://[^/\s:@]+:[^/\s@]+@"
+)
+
+
+def looks_secret(path: str, text: str) -> bool:
+    """Whether a field of that name, or with such a value, may hold a secret that somebody wrote where none belongs."""
+    return bool(SECRETIVE.search(path) or SECRET_VALUE.search(text))
+
+
 class Reference(NamedTuple):
     """A reference taken apart. `name` is the variable, the path or the secret; `key` is empty but for `secret:`."""
 

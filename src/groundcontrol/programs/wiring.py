@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from groundcontrol.capabilities.gitops.queries import preview_plan
-from groundcontrol.capabilities.gitops.reconcile import hook
+from groundcontrol.capabilities.gitops.reconcile import hook, offer
 from groundcontrol.interfaces.api.backend import Backend
 from groundcontrol.kernel.errors import Invalid, NotFound, Unavailable
 from groundcontrol.kernel.ledger_sql import parse as parse_query
@@ -38,6 +38,7 @@ def backend(runtime: Runtime) -> Backend:
         plans=runtime.plans,
         limits=runtime.limits,
         source_plan=lambda subject, body: preview_plan(runtime, subject, body),
+        propose=lambda subject, wishes, dry: offer(runtime, subject, wishes, dry),
         hooks=lambda provider, name, headers, body: hook(runtime, provider, name, headers, body),
         log_reader=lambda key, index, offset: read_log(runtime, key, index, offset),
         status=lambda subject: status(runtime, subject),

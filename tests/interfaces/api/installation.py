@@ -78,6 +78,13 @@ BINDINGS: Mapping[str, Doc] = {
 }
 
 
+PROPOSAL: Doc = {
+    "source": "tree", "repository": "https://git.example.org/platform.git", "resources": ["Note alpha/one"],
+    "files": ["one.yaml"], "diff": "--- a/one.yaml\n", "base": "a" * 40, "branch": "ground/note-alpha-one-1",
+    "commit": "b" * 40, "digest": "sha256:1", "state": "pushed",
+}  # fmt: skip
+
+
 @dataclass
 class Board:
     """Plans kept in a dict."""
@@ -194,5 +201,6 @@ def install(folder: Path, **store_options: Any) -> Installation:
     backend.actions = {(k.__name__, v): act(v) for k in kinds for v in k.info.actions if v != "log"}
     backend.plans, backend.ledger, backend.log_reader, backend.hooks = board, Facts(), read_log, hook
     backend.source_plan = lambda subject, body: {**plan("preview", "Note alpha/x"), "state": "preview"}
+    backend.propose = lambda subject, pairs, dry: calls.append(("propose", subject.name, pairs, dry)) or [PROPOSAL]
     backend.status = lambda subject: {"who": subject.name}
     return Installation(store, backend, board, calls)

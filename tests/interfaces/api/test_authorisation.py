@@ -74,6 +74,7 @@ TABLE: dict[str, Row] = {
     "gitlabHook": (HOOK, {"source": "tree"}, {}),
     "githubHook": (HOOK, {"source": "tree"}, {}),
     "giteaHook": (HOOK, {"source": "tree"}, {}),
+    "propose": (WRITE_ALPHA, {}, {"documents": [{**NEW_NOTE, "metadata": ONE}]}),
     "apply": (WRITE_ALPHA, {}, {"documents": [NEW_NOTE]}),
     # what decides about access
     "listNamespace": (SOMEWHERE, {}, None),

@@ -27,6 +27,23 @@ class Verify(Model):
         return self
 
 
+class Proposals(Model):
+    """Changes of the files that are pushed as branches, for people to look at and merge."""
+
+    branch_prefix: str = Field(
+        default="ground/", max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9_-]*)*[/-]$"
+    )
+    """How the names of the branches begin; the resource and a digest of the change follow. Ends with `/` or `-`."""
+    author: str = Field(
+        default="Ground Control <ground@localhost>",
+        max_length=200,
+        pattern=r"^[^<>\x00-\x1f\x7f]+ <[^<>\s\x00-\x1f\x7f]+@[^<>\s\x00-\x1f\x7f]+>$",
+    )
+    """Author and committer of the commits, `Name <mail@example.org>`. Who asked stands in the message."""
+    most: int = Field(default=20, ge=1, le=1000)
+    """How many such branches may be there at a time; more are refused until some are merged or deleted."""
+
+
 class SourceSpec(Model):
     """Which files of which repository are applied, and how."""
 
@@ -48,6 +65,8 @@ class SourceSpec(Model):
     """Whose signature the newest commit must carry."""
     subject: str = Field(default="", max_length=253, pattern=r"^((user|source|group):[A-Za-z0-9][A-Za-z0-9._@/-]*)?$")
     """Whose rights it acts with; `source:` and its own name when empty."""
+    proposals: Proposals | None = None
+    """How a proposed change is pushed as a branch of its own, with `credentials`; without this it is a diff only."""
     prune: bool = True
     """Whether a resource that leaves the files is deleted; otherwise it is reported and stays."""
     namespace: str = Field(default="", max_length=63, pattern=f"^({NAME.pattern})?$")
@@ -59,6 +78,12 @@ class SourceSpec(Model):
     def _path_stays_inside(self) -> Self:
         if self.path.startswith("/") or ".." in self.path.split("/"):
             raise ValueError("path is a folder inside the repository, for example sites/bari")
+        return self
+
+    @model_validator(mode="after")
+    def _proposals_are_apart(self) -> Self:
+        if self.proposals is not None and self.branch.startswith(self.proposals.branch_prefix):
+            raise ValueError("proposals.branchPrefix is the beginning of branch: what is proposed would be applied")
         return self
 
     @model_validator(mode="after")

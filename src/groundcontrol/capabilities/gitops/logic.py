@@ -225,7 +225,7 @@ def parse_blob(raw: bytes, kinds: Kinds, namespace: str = "", max_bytes: int = M
     mentions: set[str] = set()
     for document in documents:
         try:
-            declared.append(_declared(document, kinds, namespace))
+            declared.append(declared_in(document, kinds, namespace))
         except Invalid as error:
             name = _text_at(document.value, "name")
             mentions |= {name} if name else set(_WORD.findall(raw.decode("utf-8", "replace")))
@@ -233,7 +233,8 @@ def parse_blob(raw: bytes, kinds: Kinds, namespace: str = "", max_bytes: int = M
     return Parsed(tuple(declared), tuple(troubles), frozenset(mentions))
 
 
-def _declared(document: Document, kinds: Kinds, namespace: str) -> Declared:
+def declared_in(document: Document, kinds: Kinds, namespace: str) -> Declared:
+    """What one document of a file declares; Invalid with its mistakes."""
     value = document.value
     meta = value.get("metadata") if isinstance(value, dict) else None
     if isinstance(meta, dict):

@@ -45,6 +45,9 @@ Action = Callable[[Subject, Key, Doc], Doc]
 may have lost its right meanwhile: an action that writes asks `Access.require_in` in its own transaction."""
 SourcePlan = Callable[[Subject, Doc], Doc]
 """(subject, {"source"?, "files", "against"?}) to a Plan that is not stored."""
+Proposer = Callable[[Subject, list[tuple[Doc, Doc]], bool], list[Doc]]
+"""(subject, (resource as it is, as it should be), dry run) to one proposal per Source. Judges both once more before it
+pushes anything, and audits."""
 Hook = Callable[[str, str, Mapping[str, str], bytes], None]
 """(gitlab | github | gitea, Source, headers in lower case, body). Verifies the secret: Unauthenticated when wrong."""
 LogReader = Callable[[Key, int, int], bytes]
@@ -68,6 +71,7 @@ class Backend:
     limits: tuple[Limit, ...] = ()
     """What bounds the deletions one person asks for by hand."""
     source_plan: SourcePlan | None = None
+    propose: Proposer | None = None
     hooks: Hook | None = None
     log_reader: LogReader | None = None
     status: StatusReader | None = None

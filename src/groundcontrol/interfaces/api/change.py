@@ -18,17 +18,15 @@ from groundcontrol.kernel.guard import charge
 from groundcontrol.kernel.plan import STORE, Change, Limit, Target
 from groundcontrol.kernel.resource import Doc, Key, Kinds, did_you_mean, field_changes, key_of
 from groundcontrol.kernel.rights import Subject
+from groundcontrol.kernel.secrets import SECRETIVE, looks_secret
 from groundcontrol.kernel.tx import SERVER, Tx, managed_paths, part
 
 T = TypeVar("T")
 _FIRST = {"Namespace": 0, "Account": 1, "Role": 2, "RoleBinding": 3}
 MARKS = "ground/"
 """Annotations that begin so are set by the program."""
+PROPOSING = "`ground apply --propose`, `ground edit --propose`, POST /api/v1/propose"
 MANAGER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-SECRETIVE = re.compile(r"passw|secret|token|credential|private|api[-_]?key|auth|cookie|passphrase|dsn", re.IGNORECASE)
-SECRET_VALUE = re.compile(
-    r"-----BEGIN|gct_|glpat-|gh[pousr]_|xox[abp]-|AKIA[0-9A-Z]{16}|eyJ[\w-]+\.[\w-]+\.|://[^/\s:@]+:[^/\s@]+@"
-)
 
 Fields = dict[str, tuple[Any, Any]]
 
@@ -181,8 +179,33 @@ class Changer:
         if old is None:
             return self.create(wanted)
         self._may(wanted.key, "update", old)
+        raw = self._laid_over(wanted, old)
+        return self._update(Wish(wanted.key, raw), old, self._parsed(raw), wanted.written, "apply")
+
+    def proposed(self, wanted: Wish, *, whole: bool) -> tuple[Doc, Doc]:
+        """A resource as it is and as `apply` (with `whole`: `replace`) would have to make it: judged as that change
+        and not made. Conflict for a field that somebody sets by hand: what a file says of it would not count."""
+        old = self._existing(wanted.key, "update")
+        new = self._parsed(wanted.raw if whole else self._laid_over(wanted, old))
+        self._access.admit(self._tx, self._subject, "update", wanted.key, old, new)
+        self._own_marks(new, old)
+        self._must_stand(wanted, old)
+        source = f"source:{(old['metadata'].get('annotations') or {}).get(f'{MARKS}source', '')}"
+        problems = [
+            Problem(f"{path} is set by {owner} and by no file", path, remedy="change it without proposing")
+            for path, owner in sorted(old["metadata"]["managers"].items())
+            if owner != source and part(old, path) != part(new, path)
+        ]
+        if problems:
+            raise Conflict(f"{wanted.key}: {problems[0].message}", problems=tuple(problems))
+        if new["spec"] != old["spec"]:
+            self._kinds.get(wanted.key.kind).admit(old, new)
+        return old, new
+
+    def _laid_over(self, wanted: Wish, old: Doc) -> Doc:
+        """The document with what others set where it says nothing."""
         managers: Mapping[str, str] = old["metadata"]["managers"]
-        raw, written = copy.deepcopy(wanted.raw), wanted.written
+        raw = copy.deepcopy(wanted.raw)
         spec = raw.get("spec")
         if isinstance(spec, dict):
             kept = {n: v for n, v in old["spec"].items() if managers.get(f"spec.{n}") != self._manager}
@@ -190,7 +213,21 @@ class Changer:
         for name in ("labels", "annotations"):
             if raw["metadata"].get(name) is None and managers.get(f"metadata.{name}") != self._manager:
                 raw["metadata"][name] = old["metadata"].get(name) or {}
-        return self._update(Wish(wanted.key, raw), old, self._parsed(raw), written, "apply")
+        return raw
+
+    @staticmethod
+    def _must_stand(wanted: Wish, old: Doc) -> None:
+        """Conflict unless it is the resource that was read, as it was read, and stays."""
+        uid, meta = wanted.raw["metadata"].get("uid"), old["metadata"]
+        if uid and uid != meta["uid"]:
+            raise Conflict(f"{wanted.key} is not the one you read: it was deleted and made anew")
+        if wanted.expected and wanted.expected != meta["resourceVersion"]:
+            raise Conflict(
+                f"{wanted.key} changed meanwhile (you have {wanted.expected}, it is at {meta['resourceVersion']}); "
+                "read it again"
+            )
+        if meta["deletionTimestamp"]:
+            raise Conflict(f"{wanted.key} is being deleted")
 
     def delete(self, key: Key) -> Changed:
         """Ask for deletion."""
@@ -341,7 +378,7 @@ def _by_source(old: Doc, path: str, owner: str, source: str) -> Problem:
         path,
         file=f"{repository}#{file}" if file else "",
         line=int(line),
-        remedy=f"change it in {where}" if path else f"remove it from {where}",
+        remedy=f"change it in {where}, or propose that: {PROPOSING}" if path else f"remove it from {where}",
     )
 
 
@@ -416,7 +453,7 @@ def _shown(path: str, value: Any) -> Any:
     text = value if isinstance(value, str) else repr(value)
     if text.startswith(("secret:", "env:", "file:")) and len(text) < 300:
         return text
-    if SECRETIVE.search(path) or SECRET_VALUE.search(text):
+    if looks_secret(path, text):
         return "***"
     if len(text) > 200:
         return f"{text[:200]}… ({len(text)} characters)"

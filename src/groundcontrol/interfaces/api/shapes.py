@@ -144,6 +144,32 @@ SHAPES: dict[str, Schema] = {
             ),
         },
     ),
+    "ProposeInput": _object(
+        "documents",
+        documents={"type": "array", "minItems": 1, "maxItems": 100, "items": {"type": "object"}},
+        whole={
+            "type": "boolean",
+            "description": "What a document leaves out returns to its default, as with PUT; else it stays.",
+        },
+    ),
+    "Proposal": _object(
+        "source repository resources files diff base branch commit digest state",
+        source=TEXT,
+        repository=TEXT,
+        resources={"type": "array", "items": TEXT},
+        files={"type": "array", "items": TEXT, "description": "Paths of the files that would change."},
+        diff={"type": "string", "description": "Unified; without lines of documents that you may not read."},
+        base={"type": "string", "description": "The commit it is built upon."},
+        branch={"type": "string", "description": "The branch it is, or would be; empty when the Source takes none."},
+        commit={"type": "string", "description": "What was pushed, or found there; else empty."},
+        digest={"type": "string", "description": "Of the change: the same one twice is one proposal."},
+        state={
+            "type": "string",
+            "enum": ["unchanged", "diff", "pushed", "exists"],
+            "description": "unchanged: the files say so already; diff: nothing is pushed; exists: it was there before.",
+        },
+    ),
+    "ProposalList": _object("proposals", proposals={"type": "array", "items": _ref("Proposal")}),
     "ActionInput": {"type": "object", "description": "What the action needs; often nothing."},
     "Change": _object(
         "target verb",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from groundcontrol.interfaces.api import derive, happened, plans, signin
+from groundcontrol.interfaces.api import derive, happened, plans, propose, signin
 from groundcontrol.interfaces.api.operation import Operation
 from groundcontrol.kernel.resource import Kinds
 
 
 def operations(kinds: Kinds) -> list[Operation]:
     """Every operation, the ones of fixed paths first."""
-    return [*signin.operations(), *happened.operations(), *plans.operations(), *derive.operations(kinds)]
+    return [
+        *signin.operations(),
+        *happened.operations(),
+        *plans.operations(),
+        *propose.operations(),
+        *derive.operations(kinds),
+    ]
