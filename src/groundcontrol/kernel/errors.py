@@ -13,6 +13,7 @@
     ├── TooLarge                413  stop
     ├── TooMany                 429  later    slow down; `retry_after` seconds
     ├── Fenced                  409  stop     our lease is over: another worker owns this now
+    ├── Refused                 409  later    something outside looked at the call and said no; `cause` says why
     └── Unavailable             503  later    something outside did not answer; nothing is known
         ├── SecretUnavailable   503  later    a secret cannot be had from where it is kept; nothing else is down
         └── OutcomeUnknown      503  ask      a call was sent and no answer came: it may or may not have happened
@@ -26,6 +27,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 Retry = Literal["stop", "again", "later", "ask"]
+
+RefusalCause = Literal[
+    "QuotaExceeded",
+    "NoValidHost",
+    "BadImage",
+    "BadFlavor",
+    "NotAuthenticated",
+    "NotAuthorised",
+    "Throttled",
+    "InUse",
+    "RemoteBug",
+    "InvalidRequest",
+    "NeedsReplacement",
+]
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,23 @@ class Fenced(GroundError):
     """Our lease is over; another worker owns the shard."""
 
     status = 409
+
+
+class Refused(GroundError):
+    """Something outside looked at the call and said no; nothing was changed there.
+
+    `cause` is one word for programs, and the reason in conditions."""
+
+    status = 409
+    retry: ClassVar[Retry] = "later"
+
+    def __init__(self, message: str, *, cause: RefusalCause, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.cause = cause
+
+    @property
+    def reason(self) -> str:
+        return self.cause
 
 
 class Unavailable(GroundError):
