@@ -74,7 +74,7 @@ KINDS = [
         [("Ready", "conditions.Ready", False), ("Wanted", "spec.replicas", False), ("Image", "spec.image", True)],
         schema=SERVICE_SCHEMA,
     ),
-    _kind("Instance", "instances", "", True, [], internal=True),
+    _kind("Instance", "instances", "", True, [], internal=True, actions=["propose"]),
     _kind("Run", "runs", "", True, [("State", "status.phase", False)]),
 ]
 
@@ -127,6 +127,7 @@ class FakeApi:
             "changes": [],
             "problems": [],
         }
+        self.proposal: dict[str, Any] = {}
         self.open = True
         self.url = ""
 
@@ -196,6 +197,7 @@ class FakeApi:
             ("GET", "/tokens"): {"items": self.tokens},
             ("POST", "/tokens"): {"token": "new-token", "id": "t-2", "expires": "2999-01-01T00:00:00Z"},
             ("POST", "/sources/plan"): self.preview,
+            ("POST", "/propose"): {"proposals": [self.proposal]},
         }
         if (method, path) in answers:
             return answers[(method, path)]
@@ -245,7 +247,7 @@ class FakeApi:
             raise Answer(404, "NotFound", f"nothing at {path}")
         namespace, name = unquote(match[1] or ""), unquote(match[3] or "")
         if match[4]:
-            return {}
+            return {"proposals": [self.proposal]} if match[4] == "propose" else {}
         if request.method == "POST":
             return self.put(kind["name"], request.body["metadata"]["name"], namespace, spec=request.body["spec"])
         if not name:

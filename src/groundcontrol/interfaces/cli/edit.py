@@ -6,31 +6,39 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
 from groundcontrol.interfaces.cli.client import Doc
 from groundcontrol.interfaces.cli.failure import ERROR, OK, USAGE, Failure, Refused, Unreachable
 from groundcontrol.interfaces.cli.kinds import Target, fetch
-from groundcontrol.interfaces.cli.manifests import read, with_lines
+from groundcontrol.interfaces.cli.manifests import Manifest, read, with_lines
 from groundcontrol.interfaces.cli.options import completed_by, namespace_option
 from groundcontrol.interfaces.cli.output import as_yaml, safe, say
-from groundcontrol.interfaces.cli.session import session
+from groundcontrol.interfaces.cli.propose import propose, say_proposals
+from groundcontrol.interfaces.cli.session import Session, session
 
 # What the server sets itself; resourceVersion stays, so that nobody's change in between is overwritten.
 _NOT_FOR_PEOPLE = (
     "generation", "uid", "creationTimestamp", "deletionTimestamp", "finalizers", "ownerReferences", "managers",
 )  # fmt: skip
+Send = Callable[[Target, list[Manifest]], None]
 _HEAD = "# Save and leave the editor to apply; leave it unchanged (or empty) to give up.\n"
 
 
 @click.command()
 @click.argument("what", nargs=-1, required=True, metavar="KIND NAME", shell_complete=completed_by("kind_or_name"))
 @namespace_option
-def edit(what: tuple[str, ...], namespace: str | None) -> int:
-    """Change a resource in your editor (VISUAL, EDITOR, else vi)."""
+@click.option("--propose", "proposing", is_flag=True, help="Propose it to the Source that declares it instead.")
+def edit(what: tuple[str, ...], namespace: str | None, proposing: bool) -> int:
+    """Change a resource in your editor (VISUAL, EDITOR, else vi).
+
+    With --propose nothing is changed here: the change is offered as a diff of the Source's file and, where the Source
+    allows it, as a branch of its repository.
+    """
     here = session()
     _, targets = here.kinds.targets(what, here.namespace(namespace))
     if len(targets) != 1:
@@ -45,7 +53,8 @@ def edit(what: tuple[str, ...], namespace: str | None) -> int:
     keep = False
     try:
         keep = True
-        code, keep = _until_right(file, before, target, here.client.send)
+        send = partial(_propose, here) if proposing else partial(_put, here)
+        code, keep = _until_right(file, before, target, send)
         return code
     finally:
         if keep:
@@ -60,7 +69,7 @@ def editable(doc: Doc) -> Doc:
     return {**{k: v for k, v in doc.items() if k != "status"}, "metadata": meta}
 
 
-def _until_right(file: Path, before: str, target: Target, send: Any) -> tuple[int, bool]:
+def _until_right(file: Path, before: str, target: Target, send: Send) -> tuple[int, bool]:
     """Edit, send, and open again with what was wrong on top. Returns the exit code and whether to keep the file."""
     last = ""
     while True:
@@ -87,7 +96,7 @@ def _until_right(file: Path, before: str, target: Target, send: Any) -> tuple[in
             file.write_text(_HEAD + remarks + text, encoding="utf-8", errors="surrogateescape")
 
 
-def _send(file: Path, target: Target, send: Any) -> int:
+def _send(file: Path, target: Target, send: Send) -> int:
     manifests = read([str(file)])
     if len(manifests) != 1:
         raise Failure("there are several documents in the text; leave one")
@@ -97,14 +106,22 @@ def _send(file: Path, target: Target, send: Any) -> int:
     named = (doc.get("kind"), meta.get("namespace") or "", meta.get("name"))
     if named != (target.kind.name, target.namespace, target.name):
         raise Failure(f"kind, name and namespace cannot be edited: this is {target}")
+    send(target, manifests)
+    return OK
+
+
+def _put(here: Session, target: Target, manifests: list[Manifest]) -> None:
     try:
-        send("PUT", target.path, doc)
+        here.client.send("PUT", target.path, manifests[0].value)
     except Refused as refused:
         if refused.problems and refused.status == 422:
             raise with_lines(refused, manifests) from refused
         raise
     say(f"{safe(target)} changed")
-    return OK
+
+
+def _propose(here: Session, target: Target, manifests: list[Manifest]) -> None:
+    say_proposals(propose(here, manifests, dry_run=False, whole=True), "text", dry_run=False)
 
 
 def _without_remarks(text: str) -> str:
