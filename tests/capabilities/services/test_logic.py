@@ -14,8 +14,10 @@ from groundcontrol.capabilities.services.logic import (
     copy_name,
     decide,
     differences,
+    drift_name,
     endpoints,
     judge,
+    kept_by_hand,
     overdue,
     restart_after,
     revision,
@@ -276,3 +278,42 @@ def test_addresses_of_what_is_not_known_stay_behind_the_good_ones() -> None:
     before = {"http": ["127.0.0.1:80", "127.0.0.3:80", "127.0.0.5:80"]}
     assert endpoints({"http": 80}, found, before) == {"http": ["127.0.0.2:80", "127.0.0.1:80"]}
     assert endpoints({"http": 80}, found, {}) == {"http": ["127.0.0.2:80"]}
+
+
+@pytest.mark.parametrize(
+    ("drift", "kept"),
+    [
+        ({"spec.files[a.b]": ("2", "1")}, {"files": {"a.b": "2"}}),
+        ({"spec.files[a.b]": (None, "1")}, {"files": {}}),
+        ({"spec.files[new]": ("x", None)}, {"files": {"a.b": "1", "new": "x"}}),
+        ({"spec.resources.memoryMb": (64, 0)}, {"resources": {"cores": 1, "memoryMb": 64}}),
+        ({"spec.health.port": (81, 80)}, {"health": {"port": "admin"}}),
+        ({"spec.health.command": (("a", "b"), ())}, {"health": {"port": "http", "command": ["a", "b"]}}),
+        ({"spec.env": ({"A": "1", "PYTHONPATH": "{dir}"}, {})}, {"env": {"A": "1"}}),
+        ({"spec.health.port": (99, 80)}, None),
+        ({"spec.command": (("sh",), ("python",))}, None),
+        ({"spec.files[.sample/x.py]": ("evil", "good")}, None),
+        ({"spec.files[endpoints.json]": ("{}", "")}, None),
+        ({"spec.ports": (None, {})}, None),
+        ({"spec.resources.cores": (None, 1)}, None),
+        ({"metadata.name": ("a", "b")}, None),
+    ],
+)
+def test_what_was_found_becomes_what_is_wanted(drift: dict[str, Any], kept: dict[str, Any] | None) -> None:
+    given = {
+        "sample": "web",
+        "ports": {"http": 80, "admin": 81},
+        "files": {"a.b": "1"},
+        "resources": {"cores": 1},
+        "health": {"port": "http"},
+    }
+    found = kept_by_hand(given, drift)
+    assert found == (None if kept is None else {**given, **kept})
+    assert given["files"] == {"a.b": "1"}, "what is given stays as it is"
+
+
+def test_another_drift_has_another_name() -> None:
+    one = {"spec.files[a]": ("x", "1"), "spec.env": ({}, {"A": "1"})}
+    assert drift_name(one) == drift_name(dict(reversed(one.items())))
+    assert drift_name(one) == drift_name({path: (found, "wanted anew") for path, (found, _) in one.items()})
+    assert drift_name(one) != drift_name({**one, "spec.files[a]": ("y", "1")})

@@ -107,6 +107,7 @@ TABLE: dict[str, Row] = {
     "restartService": (WRITE_ALPHA, ONE, {}),
     "logService": (READ_ALPHA, ONE, None),
     "logInstance": (READ_ALPHA, ONE, None),
+    "proposeInstance": (WRITE_ALPHA, ONE, {}),
     "acknowledgeIncident": (WRITE_ALPHA, ONE, {}),
     **written("Note", WRITE_ALPHA, {"text": "x"}, place=ALPHA),
     "shoutNote": (WRITE_ALPHA, ONE, {}),

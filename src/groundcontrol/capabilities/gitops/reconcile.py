@@ -338,6 +338,10 @@ class ProposalReconciler(Reconciler[Source]):
             self._runtime.controller.wake_key(Key("Source", "", source["metadata"]["name"]))
         return asked.state == "done", asked.words
 
+    def offer(self, subject: Subject, wishes: Sequence[tuple[Doc, Doc]], dry: bool) -> list[Doc]:
+        """As the function `offer`, for actions of other capabilities."""
+        return offer(self._runtime, subject, wishes, dry)
+
     def plan(self, resource: Source, look: Look) -> Plan:
         if resource.spec.suspend or resource.deleting:
             return Plan()

@@ -105,8 +105,8 @@ class ServiceSpec(Model):
     update: Update = Field(default_factory=Update)
     """How a change reaches running instances."""
     drift: Literal["correct", "report", "propose"] = "correct"
-    """What happens to a change made by hand at the site: put back; only reported; or left, with the words that would
-    make it so in git."""
+    """What happens to a change made by hand at the site: put back; only reported; or left, and proposed as a change of
+    the file in git that declares the service."""
     stop_grace: float = Field(default=5, ge=0, le=600)
     """Seconds between SIGTERM and SIGKILL."""
 
@@ -254,7 +254,7 @@ class Instance(Resource):
             Column("Pid", "status.pid", wide=True),
             Column("Revision", "spec.revision", wide=True),
         ),
-        actions=("log",),
+        actions=("log", "propose"),
         internal=True,
     )
 

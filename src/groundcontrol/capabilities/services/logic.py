@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -312,6 +314,46 @@ def proposal(drift: Mapping[str, tuple[Any, Any]], file: str, repository: str) -
     parts = [f"{path}: {_short(json.dumps(found))}" for path, (found, _) in sorted(drift.items())]
     where = f"{file} of {repository}" if file and repository else file or "its manifest"
     return f"to keep what was changed by hand, write into {where}: {'; '.join(parts)}"
+
+
+_DRIFTED = re.compile(r"spec\.(\w+)(?:\[(.+)\]|\.(\w+))?", re.DOTALL)
+
+
+def drift_name(drift: Mapping[str, tuple[Any, Any]]) -> str:
+    """Eight characters that are others for another drift."""
+    found = sorted((path, found) for path, (found, _) in drift.items())
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:8]
+
+
+def kept_by_hand(spec: Mapping[str, Any], drift: Mapping[str, tuple[Any, Any]]) -> dict[str, Any] | None:
+    """The spec of a service in which what was found is what is wanted; None when a service cannot say that.
+
+    What we bring along ourselves (a sample's program, `endpoints.json`) is of no service."""
+    new: dict[str, Any] = deepcopy(dict(spec))
+    for path, (found, _) in drift.items():
+        match = _DRIFTED.fullmatch(path)
+        if match is None:
+            return None
+        field, key = match[1], match[2] or match[3]
+        ours = key == "endpoints.json" or (spec.get("sample") and (field == "command" or (key or "").startswith(".")))
+        if ours:
+            return None
+        value = list(found) if isinstance(found, tuple) else found
+        if field == "env" and spec.get("sample"):
+            value = {name: text for name, text in (found or {}).items() if name != "PYTHONPATH"}
+        if (field, key) == ("health", "port"):
+            value = next((name for name, number in (spec.get("ports") or {}).items() if number == found), None)
+        if key is None:
+            if value is None:
+                return None
+            new[field] = value
+        elif value is not None:
+            new.setdefault(field, {})[key] = value
+        elif field == "files":
+            new[field].pop(key, None)
+        else:
+            return None
+    return new
 
 
 # ── one instance ────────────────────────────────────────────────────────────────────────────────────────────────

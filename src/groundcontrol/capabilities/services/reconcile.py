@@ -35,10 +35,10 @@ from groundcontrol.capabilities.services.logic import (
     endpoints,
     judge,
     overdue,
-    proposal,
     restart_after,
     revision,
 )
+from groundcontrol.capabilities.services.proposals import Suggest, drift_answer
 from groundcontrol.kernel.errors import Conflict, NotFound
 from groundcontrol.kernel.guard import Scope
 from groundcontrol.kernel.plan import Change, Plan, Target
@@ -320,8 +320,8 @@ class InstanceReconciler(Reconciler[Instance]):
     kind = Instance
     tears_down = True
 
-    def __init__(self, reveal: Reveal) -> None:
-        self._reveal = reveal
+    def __init__(self, reveal: Reveal, suggest: Suggest) -> None:
+        self._reveal, self._suggest = reveal, suggest
 
     def shard(self, resource: Instance) -> str:
         return f"site/{resource.spec.site}"
@@ -437,22 +437,16 @@ class InstanceReconciler(Reconciler[Instance]):
         if drift and resource.status.synced_generation == resource.metadata.generation:
             answers["Drift"] = ("True", "ChangedByHand", f"changed by hand: {', '.join(drift)}")
             if resource.spec.template.drift == "propose":
-                answers["Drift"] = ("True", "Proposed", _proposal(resource, drift, look))
-                if not any(c.reason == "Proposed" for c in resource.status.conditions):
-                    events.append(("DriftProposed", answers["Drift"][2], True))
+                answers["Drift"], told = drift_answer(resource, drift, look, self._suggest)
+                events += [("DriftProposed", told, True)] if told else []
+        known = next((c for c in resource.status.conditions if c.type == "Drift"), None)
+        if known is not None and seen.truth == "unknown":
+            # Not having looked ends no drift: it would be told, and proposed, once more at the next look.
+            answers["Drift"] = (known.status if seen.reason == "Looking" else "Unknown", known.reason, known.message)
         if resource.deleting:
             answers = {"Ready": ("False", "Deleting", plan.waiting or "it is being stopped")}
         status.conditions = conditions(**answers)
         return Report(status, steady or None, events=tuple(events))
-
-
-def _proposal(instance: Instance, drift: dict[str, tuple[Any, Any]], look: Look) -> str:
-    """The words of `logic.proposal`, with the file that declares the service."""
-    service = look.get(Service, instance.spec.service, instance.metadata.namespace)
-    annotations = service.metadata.annotations if service else {}
-    source = look.get_any("Source", annotations.get("ground/source", ""))
-    repository = str(source["spec"].get("repository", "")) if source else ""
-    return proposal(drift, annotations.get("ground/file", ""), repository)
 
 
 def unit_of(instance: Instance) -> Target:
