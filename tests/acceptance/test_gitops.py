@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import pytest
 
 from tests.acceptance.installation import Installation, until
-from tests.acceptance.repository import service
+from tests.acceptance.repository import Repository, service
 
 pytestmark = pytest.mark.acceptance
 
@@ -141,6 +141,115 @@ def test_what_a_source_owns_is_not_changed_by_hand(ground: Installation) -> None
     assert note(ground, "owned-db") == "as written"
     ground.patch("services", "owned-db", "alpha", stopGrace=9), "a field the file leaves open is anybody's"
     assert ground.need("services", "owned-db", "alpha")["spec"]["stopGrace"] == 9
+
+
+SHARED = """\
+# The portal. Ask grace before you change it.
+apiVersion: ground/v1
+kind: Service
+metadata: {name: offered, namespace: alpha}
+spec:
+  sample: web
+  replicas: 0        # not yet
+  ports: {http: 8080}
+  env:
+    NOTE: 'as "agreed"'   # in the meeting
+---
+# For the eyes of beta alone.
+"""
+
+
+def test_a_change_of_what_git_decides_is_proposed_as_a_branch(ground: Installation) -> None:
+    ground.apply(ground.document("Namespace", "offered", {"group": "experiments/offered"}))
+    repository = ground.source("offered", proposals={"branchPrefix": "proposed/"})
+    text = SHARED + service("theirs", "offered")
+    ground.applied("offered", repository.push({"groups/all.yaml": text, "a/b.yaml": service("offered-b")}))
+    main = repository.git("rev-parse", "HEAD").strip()
+    grace = member(ground, "grace", "alpha")
+    file = ground.root / "offered.yaml"
+    file.write_text(service("offered", note="anew").replace("replicas: 0", "replicas: 1"))
+
+    said = ground.ground("apply", "-f", str(file), token=grace)
+    assert said.returncode == 5, said.stderr
+    assert "ground apply --propose" in said.stderr
+    said = ground.ground("diff", "--proposed", "-f", str(file), token=grace)
+    assert said.returncode == 2, said.stderr
+    assert branches(repository) == ["main"], "nothing is made for looking"
+    shown = said.stdout
+    said = ground.ground("apply", "--propose", "-f", str(file), token=grace)
+    assert (said.returncode, said.stdout) == (0, shown), said.stderr
+    (branch,) = set(branches(repository)) - {"main"}
+    assert branch.startswith("proposed/service-alpha-offered-")
+    assert branch in said.stderr
+    again = ground.ground("apply", "--propose", "-f", str(file), token=grace)
+    assert "proposed already" in again.stderr
+    assert set(branches(repository)) == {"main", branch}
+
+    # What the branch says is the file with two values changed, and nothing else.
+    repository.git("fetch", "--quiet", "origin")
+    assert repository.git("rev-parse", "origin/main").strip() == main, "its own branch is not touched"
+    assert repository.git("rev-parse", f"origin/{branch}^").strip() == main
+    wanted = text.replace("replicas: 0        #", "replicas: 1        #").replace("""'as "agreed"'""", "'anew'")
+    assert repository.git("show", f"origin/{branch}:groups/all.yaml") == wanted
+    assert repository.git("diff", "--name-only", "main", f"origin/{branch}") == "groups/all.yaml\n"
+    message = repository.git("log", "-1", "--format=%an%n%B", f"origin/{branch}")
+    assert message.startswith("Ground Control\nService alpha/offered: ")
+    assert "Proposed by user:grace." in message
+
+    # She may not read beta's document: nothing of it is shown to her, though it stands three lines below.
+    assert "replicas: 1        # not yet" in shown
+    assert "beta" not in shown
+    assert "theirs" not in shown
+    (event,) = ground.events("Service", "offered", "alpha", reason="Proposed")
+    assert branch in event["message"]
+    audit = ground.ok("GET", "/api/v1/audit?kind=Service&name=offered&verb=propose")["items"]
+    assert [(a["subject"], a["outcome"]) for a in audit][:2] == [("user:grace", "asked"), ("user:grace", "done")]
+
+    # A stranger may not, and a reviewer's merge makes it so.
+    said = ground.ground("apply", "--propose", "-f", str(file), token=member(ground, "bob", "offered"))
+    assert said.returncode == 4, said.stderr
+    repository.git("merge", "--quiet", "--ff-only", f"origin/{branch}")
+    ground.applied("offered", repository.push())
+    until(lambda: note(ground, "offered") == "anew", "what was merged is made so")
+    until(lambda: [u.env["NOTE"] for u in ground.units("offered")] == ["anew"], "and runs")
+
+
+def test_drift_becomes_a_branch_once(ground: Installation) -> None:
+    repository = ground.source("drifts", proposals={})
+    declared = service("drifted", replicas=1, drift="propose", files='{"a.txt": "as agreed"}')
+    ground.applied("drifts", repository.push({"drifted.yaml": declared}))
+    ground.until_ready("services", "drifted", "alpha")
+    (unit,) = ground.units("drifted")
+    (unit.directory / "a.txt").write_text("better")
+    until(lambda: len(branches(repository)) == 2, "it is proposed", told=lambda: str(ground.list("instances", "alpha")))
+    (branch,) = set(branches(repository)) - {"main"}
+    repository.git("fetch", "--quiet", "origin")
+    assert repository.git("show", f"origin/{branch}:drifted.yaml") == declared.replace("as agreed", "better")
+    (instance,) = (i for i in ground.list("instances", "alpha") if i["spec"]["service"] == "drifted")
+
+    def told() -> str:
+        found = ground.condition("instances", instance["metadata"]["name"], "alpha", "Drift")
+        return str(found["message"]) if found["reason"] == "Proposed" else ""
+
+    assert branch in until(told, "the condition names it")
+    assert (unit.directory / "a.txt").read_text() == "better", "what was found is left"
+    repository.git("merge", "--quiet", "--ff-only", f"origin/{branch}")
+    ground.applied("drifts", repository.push())
+    until(lambda: not told(), "the drift is over")
+    assert set(branches(repository)) == {"main", branch}
+
+
+def branches(repository: Repository) -> list[str]:
+    """What the server has."""
+    listed = repository.git("ls-remote", "--heads", "origin")
+    return [line.partition("refs/heads/")[2] for line in listed.splitlines()]
+
+
+def member(ground: Installation, name: str, namespace: str) -> str:
+    """The token of somebody who works in one namespace."""
+    binding = {"role": "member", "subjects": [f"user:{name}"], "selector": {"namespaces": [namespace]}}
+    ground.apply(ground.document("Account", name, {"robot": True}), ground.document("RoleBinding", name, binding))
+    return str(ground.ok("POST", "/api/v1/tokens", {"account": name})["token"])
 
 
 def test_rewritten_history_is_followed_and_told(ground: Installation) -> None:

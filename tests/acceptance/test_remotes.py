@@ -254,6 +254,40 @@ def test_ssh_with_a_key_and_the_hosts_key(ground: Installation, server: Sshd, fo
     assert not list((ground.data / "git").glob(".private-*")), "the key is on the disk for one fetch only"
 
 
+def test_a_proposal_is_pushed_over_ssh_and_only_where_the_server_lets_it(
+    ground: Installation, server: Sshd, folder: Path
+) -> None:
+    repository = Repository(folder, "repository-offer")
+    commit = repository.push({"a.yaml": service("ssh-offer", note="one")})
+    credentials = keep(ground, "offer", server.key.read_text(encoding="ascii"))
+    given = {"repository": server.url(repository), "credentials": credentials, "knownHosts": server.known}
+    declare(ground, "offer", **given, proposals={})
+    ground.applied("offer", commit)
+    wanted = ground.document("Service", "ssh-offer", {"env": {"NOTE": "two"}}, NAMESPACE)
+    hook = repository.origin / "hooks" / "pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho nobody may >&2\nexit 1\n")
+    hook.chmod(0o755)
+    answer = ground.call("POST", "/api/v1/propose", {"documents": [wanted]})
+    assert (answer.status, "does not let these credentials push" in answer.message) == (403, True), answer.message
+    hook.unlink()
+    (made,) = ground.ok("POST", "/api/v1/propose", {"documents": [wanted]})["proposals"]
+    assert made["state"] == "pushed"
+    repository.git("fetch", "--quiet", "origin")
+    assert repository.git("rev-parse", f"origin/{made['branch']}").strip() == made["commit"]
+    assert 'NOTE: "two"' in repository.git("show", f"{made['commit']}:a.yaml")
+    server.kill()
+    try:
+        answer = ground.call("POST", "/api/v1/propose", {"documents": [wanted]})
+        assert (answer.status, "did not answer" in answer.message) == (503, True), answer.message
+    finally:
+        server.start()
+    (again,) = ground.ok("POST", "/api/v1/propose", {"documents": [wanted]})["proposals"]
+    assert (again["state"], again["commit"]) == ("exists", made["commit"])
+    assert not list((ground.data / "git").glob(".private-*"))
+    assert "PRIVATE KEY" not in ground.log("server")
+
+
 def test_ssh_to_a_host_that_is_not_the_one_known(ground: Installation, server: Sshd, folder: Path) -> None:
     repository = Repository(folder, "repository-host")
     commit = repository.push({"a.yaml": service("ssh-host", note="one")})
