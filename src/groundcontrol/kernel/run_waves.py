@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from groundcontrol.kernel.access import Access
@@ -140,7 +141,7 @@ class Waves:
         room = min(over["concurrency"], case.sequence.concurrency) - count.under_way
         if not count.left or room < 1:
             return None
-        numbers = list(tally.of_state(LEFT, wave))[: min(room, AT_ONCE)]
+        numbers = list(islice(tally.of_state(LEFT, wave), min(room, AT_ONCE)))
         again: list[str] = []
         try:
             self.engine.write(case, lambda tx, now: self._launch(tx, now, wave, numbers, again), "launch")

@@ -251,7 +251,10 @@ class Tally:
     def of_state(self, state: int, wave: int | None = None) -> Iterator[int]:
         """The numbers of the targets in that state, in order."""
         numbers = range(len(self.states)) if wave is None else self.numbers(wave)
-        return (number for number in numbers if self.states[number] == state)
+        number = self.states.find(state, numbers.start, numbers.stop)
+        while number >= 0:
+            yield number
+            number = self.states.find(state, number + 1, numbers.stop)
 
     @property
     def too_many(self) -> bool:

@@ -517,3 +517,15 @@ def test_doubts_do_not_last_for_ever(shop: Workshop, monkeypatch: pytest.MonkeyP
     lose = {"kind": "Machine", "name": "m1", "verb": "lose"}
     shop.run("r", steps=[{"name": "a", "act": lose, "onUnknown": "ask"}])
     assert "nobody answered in time" in shop.until_phase("r", "Failed")["message"]
+
+
+def test_a_single_run_does_not_stand_in_line_behind_a_wave(shop: Workshop) -> None:
+    """Turns are shared out by shard: what goes over many has one, all other Runs of the namespace another."""
+    over(shop, waves=["1", "100%"], between="ask")
+    shop.until_phase("r", "Waiting")
+    shop.run("single", steps=[ASK])
+    shop.until_phase("single", "Waiting")
+    runs = shop.runtime.reconciler("runs")
+    shards = {e.key.name: runs.shard(shop.runtime.kinds.view(e.doc)) for e in shop.runtime.store.entries("Run")}
+    assert shards.pop("single") == "run/ops"
+    assert set(shards.values()) == {"run/ops/over"}

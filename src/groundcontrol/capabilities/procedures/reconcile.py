@@ -103,8 +103,10 @@ class RunReconciler(Reconciler[Run]):
         self.watches = tuple(Watch(k.__name__, self._awaited) for k in runtime.kinds)  # type: ignore[misc]
 
     def shard(self, resource: Run) -> str:
-        """Actions that hang must not take every worker: a namespace has a share of its own."""
-        return f"run/{resource.metadata.namespace}"
+        """Actions that hang must not take every worker: a namespace has a share of its own. What goes over many has
+        another: a single Run does not stand in line behind a wave."""
+        many = resource.spec.over or resource.metadata.owner_references
+        return f"run/{resource.metadata.namespace}" + "/over" * bool(many)
 
     def _awaited(self, doc: Doc, store: Store) -> Iterable[Key]:
         meta = doc["metadata"]
