@@ -15,6 +15,7 @@ from groundcontrol.kernel.runtime import Runtime
 from groundcontrol.kernel.settings import Settings
 from groundcontrol.ports.hosts import HostInstance
 from groundcontrol.ports.processes import UnitObserved
+from groundcontrol.ports.secretstore import SecretStore
 from groundcontrol.ports.twins.processes import MemoryHost
 from groundcontrol.ports.twins.repository import TwinRepositories
 
@@ -25,18 +26,19 @@ PATIENCE = 15.0
 class Federation:
     """An installation whose sites are `MemoryHost`s and whose repositories are in memory."""
 
-    def __init__(self, data: Path, **settings: Any) -> None:
+    def __init__(self, data: Path, secret_store: SecretStore | None = None, **settings: Any) -> None:
         observe = {"wait_seconds": 0.5, "stale_after_seconds": 1.0, "vanished_share": 0.5}
         loop = {"backoff_first_seconds": 0.05, "backoff_max_seconds": 0.5}
         given = {"ledger": {"enabled": False}, "observe": observe, "loop": loop} | settings
         self.settings = Settings.model_validate({"data": str(data), **given})
         self.hosts: dict[str, MemoryHost] = {}
         self.repositories = TwinRepositories()
+        self.secret_store = secret_store
         self.runtime = self._build()
 
     def _build(self) -> Runtime:
         drivers = {"memory": self._connect}
-        return Runtime(self.settings, CAPABILITIES, drivers, lambda _: self.repositories)
+        return Runtime(self.settings, CAPABILITIES, drivers, lambda _: self.repositories, lambda _: self.secret_store)
 
     def _connect(self, name: str, *_: Any) -> HostInstance:
         return HostInstance(self.host(name))

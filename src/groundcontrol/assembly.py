@@ -9,10 +9,12 @@ from groundcontrol.capabilities import gitops, inventory, monitoring, procedures
 from groundcontrol.drivers.git.command import Settings as GitSettings
 from groundcontrol.drivers.git.driver import GitRepositories
 from groundcontrol.drivers.local import driver as local
+from groundcontrol.drivers.openbao.driver import OpenBao
 from groundcontrol.kernel.resource import Kinds
 from groundcontrol.kernel.runtime import Connect, Runtime, kinds_of
 from groundcontrol.kernel.settings import Settings
 from groundcontrol.ports.hosts import HostInstance
+from groundcontrol.ports.secretstore import SecretStore
 
 CAPABILITIES = (
     inventory.CAPABILITY,
@@ -47,6 +49,12 @@ def _repositories(settings: Settings) -> GitRepositories:
     )
 
 
+def secret_store(settings: Settings) -> SecretStore | None:
+    """Where secrets are kept outside; None when the settings name no such place."""
+    vault = settings.secrets.vault
+    return OpenBao(vault) if vault.address else None
+
+
 def kinds() -> Kinds:
     """Every kind, without opening anything."""
     return kinds_of(CAPABILITIES)
@@ -54,4 +62,4 @@ def kinds() -> Kinds:
 
 def build(settings: Settings) -> Runtime:
     """An installation, not opened yet."""
-    return Runtime(settings, CAPABILITIES, DRIVERS, _repositories)
+    return Runtime(settings, CAPABILITIES, DRIVERS, _repositories, secret_store)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from groundcontrol.kernel.errors import Invalid, Problem
@@ -49,7 +50,8 @@ def test_the_example_loads_and_is_the_defaults(tmp_path: Path) -> None:
 
 
 def test_the_example_loads_with_every_commented_setting_used(tmp_path: Path) -> None:
-    for name in ("tls.crt", "tls.key", "seal.key"):
+    vault = ("vault-ca.pem", "vault-role-id", "vault-secret-id", "vault.jwt", "vault-token")
+    for name in ("tls.crt", "tls.key", "seal.key", *vault):
         (tmp_path / name).write_text("x")
     text = re.sub(r"# (\w+: (?:env:|file:|/))", r"\1", example()).replace("/etc/ground", str(tmp_path))
     settings = load(write(tmp_path, text), environ={"GROUND_ADMIN_PASSWORD": "x"})
@@ -194,3 +196,52 @@ def test_values_that_do_not_fit_one_another_are_refused(tmp_path: Path, text: st
     with pytest.raises(Invalid) as refused:
         load(config)
     assert said in str(refused.value)
+
+
+def vault(**given: Any) -> str:
+    return yaml.safe_dump({"secrets": {"vault": given}})
+
+
+def test_a_vault_is_named_with_how_we_sign_in(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("x")
+    auth = {"roleId": "env:ROLE", "secretId": "env:SECRET"}
+    text = vault(address="https://vault.example.org:8200/", caCert="ca.pem", auth=auth)
+    found = load(write(tmp_path, text), environ={"ROLE": "r", "SECRET": "s"}).secrets.vault
+    assert (found.address, found.mount, found.prefix) == ("https://vault.example.org:8200", "secret", "ground")
+    assert found.ca_cert == str(tmp_path / "ca.pem")
+    for method, needed in (("approle", "roleId"), ("jwt", "role"), ("token_file", "token")):
+        problem = only(tmp_path, vault(address="https://v:8200", auth={"method": method}))
+        assert f"auth.{needed} is missing" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "said"),
+    [
+        ({"address": "http://vault.example.org:8200"}, "address", "for this machine only"),
+        ({"address": "https://ground:plugh@vault:8200"}, "address", "does not carry a name or password"),
+        ({"address": "vault:8200"}, "address", "not an address"),
+        ({"caCert": "none.pem"}, "caCert", "there is no file"),
+        ({"auth": {"roleId": "plugh"}}, "auth.roleId", "given as a reference"),
+        ({"auth": {"token": "secret:a/b"}}, "auth.token", "given as a reference"),
+        ({"auth": {"jwt": "env:NOT_SET"}}, "auth.jwt", "is not set"),
+        ({"auth": {"method": "kubernetes"}}, "auth.method", ""),
+        *(({"prefix": p}, "prefix", "") for p in ("", "..", "a/../b", "/a", "a/", "a//b", "a%2fb", "{{x}}", "a b", "./a")),
+        *(({"mount": p}, "mount", "") for p in ("..", "secret/data/..", "/secret", "secret?x", "sys/../x")),
+        ({"namespace": "../x"}, "namespace", ""),
+        ({"namespace": "a\r\nX-Evil: 1"}, "namespace", ""),
+        ({"auth": {"mountPath": "auth/../sys"}}, "auth.mountPath", ""),
+        ({"timeoutSeconds": 3600.0}, "timeoutSeconds", ""),
+    ],
+    ids=str,
+)
+def test_a_vault_that_cannot_be_is_refused(tmp_path: Path, given: dict[str, Any], path: str, said: str) -> None:
+    found = only(tmp_path, vault(**given))
+    assert found.path == f"secrets.vault.{path}"
+    assert said in found.message
+    assert "plugh" not in str(found)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.3.2.1"])
+def test_http_is_for_this_machine(tmp_path: Path, host: str) -> None:
+    text = vault(address=f"http://{host}:8200", auth={"roleId": "env:ROLE"})
+    assert load(write(tmp_path, text), environ={"ROLE": "r"}).secrets.vault.address == f"http://{host}:8200"

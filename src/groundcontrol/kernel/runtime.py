@@ -71,6 +71,7 @@ class Runtime:
         capabilities: Sequence[Capability],
         drivers: Mapping[str, Connect],
         repositories: Callable[[Settings], Any],
+        secret_store: Callable[[Settings], Any] = lambda settings: None,
     ) -> None:
         self.settings, self.capabilities, self.drivers = settings, tuple(capabilities), drivers
         self.kinds = kinds_of(capabilities)
@@ -78,6 +79,8 @@ class Runtime:
         self.max_file_bytes = settings.sources.max_file_bytes
         self.data = Path(settings.data)
         self.repositories = repositories(settings)
+        self.secret_store = secret_store(settings)
+        """Keeps secrets outside (`ports/secretstore.py`); None when the settings name none."""
         self.ledger: Ledger | None = None
         self._shipper: Shipper | None = None
         self._closing: list[Callable[[], None]] = []
@@ -103,12 +106,17 @@ class Runtime:
             f"sqlite:///{self.data / 'ground.db'}",
             self.kinds,
             lock=self.data / "lock",
+            witness=self.data / WITNESS,
             keep_events=self.settings.events.keep,
         )
         self.store.open()
-            witness=self.data / WITNESS,
         self._closing.append(self.store.close)
-        self.vault = Vault(self.store, sealed, PLATFORM, self.settings.secrets.platform)
+        outside = self.secret_store
+        if outside is not None:
+            self._closing.append(outside.close)
+        self.vault = Vault(
+            self.store, sealed, PLATFORM, self.settings.secrets.platform, outside.read if outside else None
+        )
         self.access, self.accounts = Access(self.store), Accounts(self.store)
         observe, loop = self.settings.observe, self.settings.loop
         watching = Watching(
@@ -153,26 +161,26 @@ class Runtime:
 
     def _first_start(self) -> None:
         """The namespace of the platform and the first account, when they are not there."""
+        self.store.write(self._say_observing)
         if self.store.get(Key("Namespace", "", PLATFORM)) is None:
             self.store.write(lambda tx: tx.create(self._doc("Namespace", PLATFORM, {"group": PLATFORM})))
         admin = self.settings.accounts.admin
         if admin.password and self.store.get(Key("Account", "", admin.user)) is None:
             ensure_admin(self.store, admin.user, Resolver(None).resolve(admin.password).reveal())
 
+    @staticmethod
+    def _say_observing(tx: Tx) -> None:
+        if found := observing(tx.conn):
+            tx.audit("kernel", "observe", Key("Plan", "", plan_of(tx.conn)), reason=found.why)
+
     def _doc(self, kind: str, name: str, spec: Doc) -> Doc:
         return self.kinds.parse({"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
-        self.store.write(self._say_observing)
 
     def _start_ledger(self) -> None:
         settings = self.settings.ledger
         if not settings.enabled:
             return
         ledger = Ledger(self.settings.ledger_path, DATASETS, memory_mb=settings.memory_mb)
-    @staticmethod
-    def _say_observing(tx: Tx) -> None:
-        if found := observing(tx.conn):
-            tx.audit("kernel", "observe", Key("Plan", "", plan_of(tx.conn)), reason=found.why)
-
         # It starts beside everything else: nothing waits for it.
         ledger.start(wait=0.0)
         # Not the incarnation: what was shipped before a restore is not shipped again, what is new has new numbers.

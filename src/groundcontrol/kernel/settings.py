@@ -69,6 +69,16 @@ def _http(url: str) -> str:
     return url.rstrip("/")
 
 
+def _vault_address(url: str) -> str:
+    parts = urlsplit(_http(url))
+    if parts.username is not None:
+        raise ValueError("an address does not carry a name or password; auth says how we sign in")
+    host = parts.hostname or ""
+    if parts.scheme == "http" and not (host in ("localhost", "::1") or host.startswith("127.")):
+        raise ValueError("http is for this machine only: anywhere else the token and the secrets would go in clear")
+    return url.rstrip("/")
+
+
 Credential = Annotated[OperatorSecret, AfterValidator(_present)]
 ExistingFile = Annotated[str, Field(min_length=1), AfterValidator(_existing)]
 
@@ -200,8 +210,62 @@ class AccountSettings(Model):
 _NAMED = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?/[A-Za-z0-9][A-Za-z0-9._-]{0,252}$"
 
 
+_PART = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+VaultPath = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})*$", max_length=200)]
+
+
+class VaultAuthSettings(Model):
+    """How we sign in to the vault. What is not of the chosen method is left out."""
+
+    method: Literal["approle", "jwt", "token_file"] = "approle"
+    """`approle` (roleId, secretId), `jwt` (role, jwt), or `token_file` (token)."""
+    mount_path: VaultPath | None = Field(default=None, examples=["auth/approle"])
+    """Where the method is mounted; left out, `auth/` and the name of the method."""
+    role_id: Credential | None = Field(default=None, examples=["file:/etc/ground/vault-role-id"])
+    """Where the role id is, for `approle`: env:NAME or file:/path."""
+    secret_id: Credential | None = Field(default=None, examples=["file:/etc/ground/vault-secret-id"])
+    """Where the secret id is, for `approle`. Read again at every login, so that it can be replaced while we run."""
+    role: str = Field(default="", max_length=200)
+    """Name of the role, for `jwt`."""
+    jwt: Credential | None = Field(default=None, examples=["file:/etc/ground/vault.jwt"])
+    """Where the signed token is, for `jwt`; read again at every login."""
+    token: Credential | None = Field(default=None, examples=["file:/etc/ground/vault-token"])
+    """Where the token is, for `token_file`; read again when the one we have is refused. Renewed while it is used."""
+
+
+class VaultSettings(Model):
+    """A Vault or OpenBao server with a KV engine, version 2. A Secret with `store: vault` has its values there, at
+    MOUNT/data/PREFIX/NAMESPACE/NAME and nowhere else."""
+
+    address: Annotated[str, AfterValidator(_vault_address)] = ""
+    """Where it is, https://host:8200; empty: there is none. http only on this machine."""
+    ca_cert: ExistingFile | None = Field(default=None, examples=["/etc/ground/vault-ca.pem"])
+    """File with the authorities that may vouch for it, PEM; left out, those of this machine."""
+    namespace: str = Field(default="", pattern=rf"^({_PART}(/{_PART})*/?)?$", max_length=200)
+    """Namespace of the vault itself (OpenBao 2.3 and Vault Enterprise have them); empty: its root."""
+    mount: VaultPath = "secret"
+    """Where the KV engine is mounted."""
+    prefix: VaultPath = "ground"
+    """Below which path of it the namespaces' secrets lie."""
+    timeout_seconds: Annotated[float, Field(ge=0.1, le=20)] = 5.0
+    """One use of a secret takes no longer, logging in and trying again among it."""
+    look_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+    """How often is looked which version and keys a Secret has there."""
+    auth: VaultAuthSettings = Field(default_factory=VaultAuthSettings)
+    """How we sign in."""
+
+    @model_validator(mode="after")
+    def _can_sign_in(self) -> Self:
+        needs = {"approle": ("role_id",), "jwt": ("role", "jwt"), "token_file": ("token",)}[self.auth.method]
+        missing = [name for name in needs if not getattr(self.auth, name)]
+        if self.address and missing:
+            alias = type(self.auth).model_fields[missing[0]].alias
+            raise ValueError(f"auth.{alias} is missing; the method {self.auth.method} needs it")
+        return self
+
+
 class SecretSettings(Model):
-    """The sealed store of secrets."""
+    """Where secrets are kept."""
 
     key: Credential | None = Field(default=None, examples=["file:/etc/ground/seal.key"])
     """Where the key is that seals them: env:NAME or file:/path. Left out, `seal.key` in the data directory is made and
@@ -210,6 +274,8 @@ class SecretSettings(Model):
     platform: dict[Annotated[str, Field(pattern=_NAMED)], Credential] = Field(default_factory=dict)
     """Secrets for platform-wide resources, by name: a Source or Site that says `secret:git/token` means what stands
     here as `git/token`, env:NAME or file:/path."""
+    vault: VaultSettings = Field(default_factory=VaultSettings)
+    """A Vault or OpenBao server that keeps values for us. Without an address only the sealed store is there."""
 
 
 class TlsSettings(Model):
@@ -273,7 +339,7 @@ class Settings(Model):
     accounts: AccountSettings = Field(default_factory=AccountSettings)
     """Local accounts, which also let you in when the identity provider is down."""
     secrets: SecretSettings = Field(default_factory=SecretSettings)
-    """The sealed store of secrets."""
+    """Where secrets are kept."""
     tls: TlsSettings = Field(default_factory=TlsSettings)
     """Encryption of the listening address. Left out where a proxy in front does it."""
     sources: SourceSettings = Field(default_factory=SourceSettings)
@@ -306,7 +372,9 @@ class Settings(Model):
 
         tls = self.tls.model_copy(update={"certificate": put(self.tls.certificate), "key": put(self.tls.key)})
         ledger = self.ledger.model_copy(update={"path": put(self.ledger.path)})
-        return self.model_copy(update={"data": put(self.data), "tls": tls, "ledger": ledger})
+        vault = self.secrets.vault.model_copy(update={"ca_cert": put(self.secrets.vault.ca_cert)})
+        secrets = self.secrets.model_copy(update={"vault": vault})
+        return self.model_copy(update={"data": put(self.data), "tls": tls, "ledger": ledger, "secrets": secrets})
 
 
 # ------------------------------------------------------------------------------------------------ reading

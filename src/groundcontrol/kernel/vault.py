@@ -1,4 +1,7 @@
-"""Where sealed secrets lie, and who may have which: rows of the table `sealed`, opened only to be used."""
+"""Who may have which secret, and where it lies: rows of the table `sealed` opened only to be used, or a server outside.
+
+Nothing of this is Vault or OpenBao; those are a driver, and come in here as `outside`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,24 @@ import sqlalchemy as sa
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.errors import NotFound
 from groundcontrol.kernel.resource import Key
-from groundcontrol.kernel.secrets import Resolver, Sealed, Secret
+from groundcontrol.kernel.secrets import Lookup, Resolver, Sealed, Secret
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.tx import Tx
 
 _s = tables.sealed
+SEALED = "sealed"
+"""`spec.store` of a Secret whose values are kept here."""
 
 
 class Vault:
-    """The secrets of all namespaces. `named` are those the operator's settings grant to the platform."""
+    """The secrets of all namespaces. `named` are those the operator's settings grant to the platform; `outside` reads
+    those that are not kept here."""
 
-    def __init__(self, store: Store, sealed: Sealed, platform: str, named: dict[str, str]) -> None:
+    def __init__(
+        self, store: Store, sealed: Sealed, platform: str, named: dict[str, str], outside: Lookup | None = None
+    ) -> None:
         self._store, self._sealed, self._platform, self._named = store, sealed, platform, named
+        self._outside = outside
 
     def reveal(self, namespace: str, reference: str) -> str:
         """The value of a reference in a resource of that namespace."""
@@ -28,6 +37,10 @@ class Vault:
         if namespace == self._platform and f"{name}/{key}" in self._named:
             return Resolver(None).resolve(self._named[f"{name}/{key}"])
         entry = self._store.entry(Key("Secret", namespace, name))
+        if entry and entry.doc["spec"].get("store", SEALED) != SEALED:
+            if self._outside is None:
+                raise NotFound(f"secret {name} is kept in a vault, and secrets.vault of the settings names none")
+            return self._outside(namespace, name, key)
         # A Secret's rows carry its uid; those the operator put in by hand carry the name alone.
         for row_name in ([f"{name}@{entry.uid}"] if entry else []) + [name]:
             with self._store.reading() as conn:

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from groundcontrol.assembly import secret_store
 from groundcontrol.kernel.errors import GroundError
 from groundcontrol.kernel.settings import Settings, load
 
 FREE_MB = 1024
 """Less free space than this under the data directory is too little."""
-
 NETWORK = frozenset(
     ["9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"]
 )
 """File systems on which a lock may be lost while its holder goes on."""
+
 
 class Finding(NamedTuple):
     """One thing that was looked at."""
@@ -56,7 +57,7 @@ def examine(config: str) -> Iterator[Finding]:
             yield Finding(False, str(problem))
         return
     yield Finding(True, f"{config} is good")
-    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_git, _data, _database, _listen, _root)
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_git, _data, _database, _listen, _vault, _root)
     for check in checks:
         yield from check(settings)
 
@@ -77,17 +78,16 @@ def _data(settings: Settings) -> Iterator[Finding]:
     if data.exists():
         private = data.stat().st_mode & 0o077 in (0, 0o011)
         yield Finding(private, f"{data} is closed to others", f"chmod 0711 {data}")
-    free = shutil.disk_usage(there).free >> 20
     kind = _file_system(there)
     yield Finding(
         kind not in NETWORK,
         f"{there} lies on {kind or 'a file system of unknown kind'}",
         "put `data` on a local disk: locks of network file systems can be lost, and SQLite's database with them",
     )
+    free = shutil.disk_usage(there).free >> 20
     yield Finding(free > FREE_MB, f"{free} MiB are free at {there}", f"{FREE_MB} MiB at least are needed")
 
 
-def _database(settings: Settings) -> Iterator[Finding]:
 def _file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
     """The kind of file system a path lies on, as the kernel names it; empty when it cannot be told."""
     place, found, length = str(path.resolve()), "", -1
@@ -104,6 +104,7 @@ def _file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str
     return found
 
 
+def _database(settings: Settings) -> Iterator[Finding]:
     path = Path(settings.data) / "ground.db"
     if not path.exists():
         yield Finding(True, "there is no database yet; `ground serve` makes it")
@@ -139,6 +140,21 @@ def _listen(settings: Settings) -> Iterator[Finding]:
         f"{settings.listen} is encrypted or local",
         "set tls.certificate and tls.key, or listen on 127.0.0.1 behind a proxy that encrypts",
     )
+
+
+def _vault(settings: Settings) -> Iterator[Finding]:
+    address = settings.secrets.vault.address
+    try:
+        store = secret_store(settings)
+        if store is None:
+            return
+        try:
+            store.check()
+        finally:
+            store.close()
+        yield Finding(True, f"the vault at {address} lets us in")
+    except GroundError as error:
+        yield Finding(False, error.message, "what runs goes on; whatever needs a secret from it waits")
 
 
 def _root(_: Settings) -> Iterator[Finding]:

@@ -1,8 +1,9 @@
-"""Which keys a secret has after one was set or taken away: pure."""
+"""Which keys a secret has after one was set or taken away, and what is said of one in a vault: pure."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from groundcontrol.kernel.errors import Invalid, Problem
@@ -31,3 +32,14 @@ def with_key(keys: Keys, key: str, at: str, by: str) -> Keys:
 def without_key(keys: Keys, key: str) -> Keys:
     """The keys without one."""
     return [k for k in keys if k["name"] != key]
+
+
+def nameable(keys: Sequence[str]) -> tuple[list[str], str]:
+    """The keys of a vault that a resource can name, and words about the others; empty when there are none."""
+    good = [key for key in keys if KEY.fullmatch(key)]
+    words = []
+    if len(good) < len(keys):
+        words.append("some keys have names that no resource can give: letters, digits, `.`, `_` and `-` are allowed")
+    if len(good) > MOST_KEYS:
+        words.append(f"only the first {MOST_KEYS} keys are shown")
+    return good[:MOST_KEYS], "; ".join(words)
