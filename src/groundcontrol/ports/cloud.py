@@ -12,7 +12,7 @@ happened, `NotFound`, `Conflict`. Calls are accepted before they are done: a thi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -109,8 +109,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why it did not answer; empty when it did."""
     expires: float = 0.0
     """When its certificate ends, seconds since the epoch; 0 without TLS."""
-    skew: float = 0.0
-    """Its clock minus ours, seconds."""
+    trusted: bool | None = None
+    """Whether an authority vouches for its certificate: the site's own (`options.caCert`), or those of this machine.
+    None: nobody checked, for example because the site says not to."""
+    skew: float | None = None
+    """Its clock minus ours, seconds; None: it was not measured."""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -153,7 +156,9 @@ class CloudFacts(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[Host, ...] = ()
     quotas: tuple[QuotaUse, ...] = ()
     roles: tuple[str, ...] = ()
-    """Roles of our account in its project."""
+    """Roles of our account in its project; empty: not told (an account without roles cannot sign in to a project)."""
+    project: str = ""
+    """Id of the project our account works in; `quotas` of that project are the ones that bound us."""
     looked: dict[str, float] = {}
     """Type of thing (and `hosts`, `quotas`, `endpoints`) to when it was last listed whole, seconds since the epoch."""
     calls: int = 0
@@ -215,6 +220,41 @@ class Cloud(Protocol):
 
     def close(self) -> None:
         """Let go of connections."""
+
+
+PROBES: Mapping[str, str] = {
+    "own-servers": "list the servers of its own project",
+    "own-networks": "list the networks it may use",
+    "own-quota": "read the quota of its own project",
+    "all-servers": "list the servers of every project",
+    "hypervisors": "list the hypervisors",
+    "compute-services": "list the services of the compute nodes",
+    "all-projects": "list every project",
+    "all-users": "list every user",
+    "role-assignments": "list who has which role",
+    "other-quota": "read the quota of a project that is not its own",
+}
+"""Calls that prove a right, by name. Each only reads, and asks for one entry where the product can."""
+
+
+class Probe(NamedTuple):
+    """What a call of `PROBES` came to."""
+
+    result: Literal["allowed", "refused", "unknown"]
+    """`refused`: the cloud looked at the call and said that this account may not. `unknown`: it could not be asked."""
+    evidence: str
+    """What was asked and answered, short and without anything secret, for example `GET /os-hypervisors: 403`."""
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """What a `Cloud` can also do when it can prove the rights of its account. The rules of joining ask for it."""
+
+    probes: frozenset[str]
+    """Those of `PROBES` it can make."""
+
+    def probe(self, name: str) -> Probe:
+        """Make this call. Changes nothing, takes no longer than any other call, and never raises for a refusal."""
 
 
 class CloudInstance:
