@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from groundcontrol.kernel.errors import Invalid, NotFound, Problem
+
+if TYPE_CHECKING:
+    from groundcontrol.kernel.tx import Tx
 
 Doc = dict[str, Any]
 """A resource as JSON: what is stored, sent and watched."""
@@ -152,6 +155,15 @@ class KindInfo:
     """Made by reconcilers only: people may read it, not write it."""
 
 
+class Need(NamedTuple):
+    """A right that a change asks for besides the one to make it."""
+
+    verb: str
+    kind: str
+    why: str
+    """What of the change asks for it: the first words of a refusal."""
+
+
 class Resource(Model):
     """Base of every kind. A subclass sets `info`, `spec` and `status`."""
 
@@ -180,6 +192,16 @@ class Resource(Model):
     @classmethod
     def admit(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         """Raise Invalid when a good document may not follow the one that is there; asked inside the transaction."""
+
+    @classmethod
+    def admit_among(cls, old: Mapping[str, Any] | None, new: Mapping[str, Any], tx: Tx) -> None:
+        """Raise Invalid or Conflict when other resources, as the transaction sees them, forbid this one. Asked inside
+        it at create (`old` is None) and at every change of spec, labels or annotations."""
+
+    @classmethod
+    def needs(cls, old: Mapping[str, Any] | None, new: Mapping[str, Any], tx: Tx) -> Iterable[Need]:
+        """Rights over the whole platform that whoever makes this change must have besides that to make it."""
+        return ()
 
     @classmethod
     def view(cls, doc: Mapping[str, Any]) -> Self:

@@ -188,6 +188,7 @@ class Tx:
         if self._raw(key) is not None:
             raise AlreadyExists(f"{key} exists already")
         self._check_namespace(key)
+        self._admit_among(None, doc)
         meta = {
             **doc["metadata"],
             "generation": 1,
@@ -247,6 +248,7 @@ class Tx:
         if new["spec"] != old["spec"]:
             self.store.kinds.get(key.kind).admit(old, new)
             meta["generation"] += 1
+        self._admit_among(old, new)
         return Applied(self._write(new, "MODIFIED"), "changed")
 
     def set_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> bool:
@@ -284,6 +286,10 @@ class Tx:
         if old is None or old["metadata"]["uid"] != uid or not old["metadata"]["deletionTimestamp"]:
             return
         self._write({**old, "metadata": {**old["metadata"], "finalizers": []}}, "DELETED")
+
+    def _admit_among(self, old: Doc | None, new: Doc) -> None:
+        if new["kind"] in self.store.kinds:
+            self.store.kinds.get(new["kind"]).admit_among(old, new, self)
 
     def _with_unknown(self, kind: str, part: str, old: Any, new: dict[str, Any]) -> dict[str, Any]:
         """`new` with those fields of `old` that this program does not know: a newer one wrote them."""

@@ -200,6 +200,7 @@ class Changer:
             raise Conflict(f"{wanted.key}: {problems[0].message}", problems=tuple(problems))
         if new["spec"] != old["spec"]:
             self._kinds.get(wanted.key.kind).admit(old, new)
+        self._kinds.get(wanted.key.kind).admit_among(old, new, self._tx)
         return old, new
 
     def _laid_over(self, wanted: Wish, old: Doc) -> Doc:
