@@ -393,6 +393,17 @@ class Access:
         hidden = name and verb != "create" and not _any(rights, "get", kind, namespace, name, labels)
         if hidden and any(r.covers("get", kind) and self._reaches(r, kind, namespace) for r in rights):
             return Hidden(f"there is no {key}")
+            self._meets(tx, own, subject, before, after)
+
+    def _meets(self, tx: Tx, own: Rights, subject: Subject, before: Doc | None, after: Doc) -> None:
+        """Forbidden unless the subject has what the kind asks for such a change."""
+        if after["kind"] not in tx.store.kinds:
+            return
+        for need in tx.store.kinds.get(after["kind"]).needs(before, after, tx):
+            try:
+                self._require(own, subject, need.verb, Key(need.kind, "", ""), {})
+            except GroundError as error:
+                raise Forbidden(f"{need.why}: {error.message}") from None
         what = str(key) if name else f"{kind} in namespace {namespace}" if namespace else f"{kind}, platform-wide"
         if not _in_scope(subject, verb, kind):
             return Forbidden(f"your token may not {verb} {what}: its scope lacks {_scope_of(verb, kind)!r}")
