@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -212,13 +212,36 @@ class Hidden(NotFound):
         return "NotFound"
 
 
+DECIDING = ("Namespace", "Role", "RoleBinding")
+"""The kinds a policy is made of. An Account is read where it is needed."""
+
+
+class _Following:
+    """The policy of one commit under way: that of the commit before it, and what has changed since.
+
+    Each change is applied once, and by what stands there now: what was taken back stands as it was. So a commit of
+    thousands of Roles costs thousands of small changes, not thousands of policies compiled from all documents."""
+
+    def __init__(self, tx: Tx, policy: Policy) -> None:
+        self.tx = tx
+        self._policy = policy
+        self._seen = dict.fromkeys(DECIDING, 0)
+
+    def now(self, changed: Mapping[str, Sequence[Key]]) -> Policy:
+        for kind, keys in changed.items():
+            for key in dict.fromkeys(keys[self._seen[kind] :]):
+                self._policy.put(kind, key.name, self.tx.get(key))
+            self._seen[kind] = len(keys)
+        return self._policy
+
+
 class Access:
     """Decides for one store. Make one, and share it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._policy: Policy | None = None
-        self._in_tx: tuple[Tx, int, Policy] | None = None
+        self._following: _Following | None = None
         self.version = 0
         """Grows when a Namespace, Account, Role or RoleBinding changes: what was decided before may no longer hold."""
         self._mutex = threading.Lock()
@@ -249,13 +272,12 @@ class Access:
 
     def policy_in(self, tx: Tx) -> Policy:
         """What holds at this moment of a commit under way."""
-        touched = sum(tx.touched.get(kind, 0) for kind in ACCESS_KINDS)
-        if not touched:
+        changed = {kind: keys for kind in DECIDING if (keys := tx.changed.get(kind))}
+        if not changed:
             return self.policy()
-        if self._in_tx is None or self._in_tx[0] is not tx or self._in_tx[1] != touched:
-            docs = ([e.doc for e in tx.entries(k)] for k in ("Namespace", "Role", "RoleBinding"))
-            self._in_tx = (tx, touched, Policy(*docs))
-        return self._in_tx[2]
+        if self._following is None or self._following.tx is not tx:
+            self._following = _Following(tx, self.policy().copy())
+        return self._following.now(changed)
 
     # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -371,6 +393,17 @@ class Access:
         if after is not None:
             wanted = tuple(_handed_on(policy, key, before, after))
             _must_hold(own, wanted, subject, f"{verb} {key}")
+            self._meets(tx, own, subject, before, after)
+
+    def _meets(self, tx: Tx, own: Rights, subject: Subject, before: Doc | None, after: Doc) -> None:
+        """Forbidden unless the subject has what the kind asks for such a change."""
+        if after["kind"] not in tx.store.kinds:
+            return
+        for need in tx.store.kinds.get(after["kind"]).needs(before, after, tx):
+            try:
+                self._require(own, subject, need.verb, Key(need.kind, "", ""), {})
+            except GroundError as error:
+                raise Forbidden(f"{need.why}: {error.message}") from None
 
     def require_all_of(self, tx: Tx, subject: Subject, other: str, doing: str) -> None:
         """Refuse unless `subject` holds every right of the account `other`: whoever can sign in as it has them."""
@@ -393,17 +426,6 @@ class Access:
         hidden = name and verb != "create" and not _any(rights, "get", kind, namespace, name, labels)
         if hidden and any(r.covers("get", kind) and self._reaches(r, kind, namespace) for r in rights):
             return Hidden(f"there is no {key}")
-            self._meets(tx, own, subject, before, after)
-
-    def _meets(self, tx: Tx, own: Rights, subject: Subject, before: Doc | None, after: Doc) -> None:
-        """Forbidden unless the subject has what the kind asks for such a change."""
-        if after["kind"] not in tx.store.kinds:
-            return
-        for need in tx.store.kinds.get(after["kind"]).needs(before, after, tx):
-            try:
-                self._require(own, subject, need.verb, Key(need.kind, "", ""), {})
-            except GroundError as error:
-                raise Forbidden(f"{need.why}: {error.message}") from None
         what = str(key) if name else f"{kind} in namespace {namespace}" if namespace else f"{kind}, platform-wide"
         if not _in_scope(subject, verb, kind):
             return Forbidden(f"your token may not {verb} {what}: its scope lacks {_scope_of(verb, kind)!r}")

@@ -144,27 +144,110 @@ Rights = tuple[Right, ...]
 
 
 class Policy:
-    """What all roles, bindings and namespaces say at one moment."""
+    """What all roles, bindings and namespaces say at one moment.
 
-    def __init__(self, namespaces: Iterable[Doc], roles: Iterable[Doc], bindings: Iterable[Doc]) -> None:
-        self._by_group: dict[str, set[str]] = {}
-        for doc in namespaces:
-            self._by_group.setdefault(doc["spec"]["group"], set()).add(doc["metadata"]["name"])
-        self.roles = {doc["metadata"]["name"]: _rules(doc) for doc in roles} | dict(BUILT_IN)
-        self._bindings: dict[str, list[Doc]] = {}
-        for doc in bindings:
-            for name in doc["spec"]["subjects"]:
-                self._bindings.setdefault(name, []).append(doc)
+    A copy of one follows changes, one at a time: `put` forgets the rights of those subjects whom the change concerns,
+    and of no others. A policy that many threads read is never changed."""
+
+    def __init__(self, namespaces: Iterable[Doc] = (), roles: Iterable[Doc] = (), bindings: Iterable[Doc] = ()) -> None:
+        self._group: dict[str, str] = {}
+        """Namespace to the group it belongs to."""
+        self._selected: dict[str, set[str]] = {}
+        """What a selector may say (a group's path, or one with /** behind it) to the namespaces it means."""
+        self.roles: dict[str, tuple[Allowed, ...]] = dict(BUILT_IN)
+        self._bindings: dict[str, Doc] = {}
+        self._of_subject: dict[str, set[str]] = {}
+        self._of_role: dict[str, set[str]] = {}
+        self._of_pattern: dict[str, set[str]] = {}
+        """Subject, role and pattern of groups to the names of the bindings that say so."""
         self._known: dict[frozenset[str], Rights] = {}
+        self._asked: dict[str, set[frozenset[str]]] | None = None
+        """In a copy: a word that may mean a subject, to the keys of `_known` it is part of."""
+        for kind, docs in (("Namespace", namespaces), ("Role", roles), ("RoleBinding", bindings)):
+            for doc in docs:
+                self.put(kind, doc["metadata"]["name"], doc)
+
+    def copy(self) -> Policy:
+        """One of its own, to be changed."""
+        other = Policy()
+        other._group, other.roles, other._bindings = self._group.copy(), self.roles.copy(), self._bindings.copy()
+        for name in ("_selected", "_of_subject", "_of_role", "_of_pattern"):
+            setattr(other, name, {word: set(found) for word, found in getattr(self, name).items()})
+        other._asked = {}
+        return other
+
+    def put(self, kind: str, name: str, doc: Doc | None) -> None:
+        """What a Namespace, Role or RoleBinding says now; None when it is not there any more."""
+        if kind == "Namespace":
+            self._put_namespace(name, doc["spec"]["group"] if doc else None)
+        elif kind == "Role":
+            self._put_role(name, doc)
+        elif kind == "RoleBinding":
+            self._put_binding(name, doc)
+
+    def _put_namespace(self, name: str, group: str | None) -> None:
+        before = self._group.pop(name, None)
+        if group is not None:
+            self._group[name] = group
+        if before == group:
+            return
+        gone, come = _patterns(before), _patterns(group)
+        for pattern in gone:
+            _drop(self._selected, pattern, name)
+        for pattern in come:
+            self._selected.setdefault(pattern, set()).add(name)
+        for pattern in {*gone, *come}:
+            self._forget(self._of_pattern.get(pattern, ()))
+
+    def _put_role(self, name: str, doc: Doc | None) -> None:
+        if name in BUILT_IN:
+            return
+        if doc is None:
+            self.roles.pop(name, None)
+        else:
+            self.roles[name] = _rules(doc)
+        self._forget(self._of_role.get(name, ()))
+
+    def _put_binding(self, name: str, doc: Doc | None) -> None:
+        before = self._bindings.get(name)
+        if before is not None:
+            self._forget((name,))
+            for index, word in self._words(before):
+                _drop(index, word, name)
+            del self._bindings[name]
+        if doc is not None:
+            self._bindings[name] = doc
+            for index, word in self._words(doc):
+                index.setdefault(word, set()).add(name)
+            self._forget((name,))
+
+    def _words(self, binding: Doc) -> Iterator[tuple[dict[str, set[str]], str]]:
+        """Under what a binding is found."""
+        spec = binding["spec"]
+        yield self._of_role, spec["role"]
+        yield from ((self._of_subject, subject) for subject in spec["subjects"])
+        yield from ((self._of_pattern, group) for group in (spec.get("selector") or {}).get("groups") or ())
+
+    def _forget(self, bindings: Iterable[str]) -> None:
+        """The rights of everybody whom these bindings mean are compiled anew when they are asked for."""
+        if not self._asked:
+            return
+        for name in bindings:
+            for subject in self._bindings[name]["spec"]["subjects"]:
+                for names in self._asked.pop(subject, ()):
+                    self._known.pop(names, None)
 
     def rights(self, names: frozenset[str]) -> Rights:
         """Everything a subject that answers to `names` has."""
         found = self._known.get(names)
         if found is None:
-            bindings = {d["metadata"]["name"]: d for name in names for d in self._bindings.get(name, ())}
-            found = tuple(right for _, doc in sorted(bindings.items()) for right in self.given(doc))
+            bindings = {binding for name in names for binding in self._of_subject.get(name, ())}
+            found = tuple(right for name in sorted(bindings) for right in self.given(self._bindings[name]))
             if len(self._known) < 100_000:
                 self._known[names] = found
+                if self._asked is not None:
+                    for name in names:
+                        self._asked.setdefault(name, set()).add(names)
         return found
 
     def given(self, binding: Doc) -> Iterator[Right]:
@@ -180,13 +263,22 @@ class Policy:
 
     def _where(self, where: Mapping[str, Any]) -> Where:
         namespaces, groups, sites = (frozenset(where.get(n) or ()) for n in ("namespaces", "groups", "sites"))
-        selected = set(namespaces)
-        for pattern in groups:
-            if pattern.endswith("/**"):
-                selected.update(*(names for group, names in self._by_group.items() if _below(group, pattern)))
-            else:
-                selected |= self._by_group.get(pattern, set())
-        return Where(not (namespaces or groups or sites), namespaces, groups, sites, frozenset(selected))
+        selected = namespaces.union(*(self._selected.get(pattern, ()) for pattern in groups))
+        return Where(not (namespaces or groups or sites), namespaces, groups, sites, selected)
+
+
+def _patterns(group: str | None) -> list[str]:
+    """Everything a selector may say to mean the namespaces of a group: `a/b` is meant by `a/b`, `a/b/**` and `a/**`."""
+    parts = group.split("/") if group is not None else []
+    return [group, *("/".join(parts[: n + 1]) + "/**" for n in range(len(parts)))] if group is not None else []
+
+
+def _drop(index: dict[str, set[str]], word: str, name: str) -> None:
+    """Take a name from under a word; a word without names goes too."""
+    found = index.get(word, set())
+    found.discard(name)
+    if not found:
+        index.pop(word, None)
 
 
 def _narrowed(kinds: frozenset[str], only: frozenset[str]) -> frozenset[str]:

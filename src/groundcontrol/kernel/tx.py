@@ -101,8 +101,8 @@ class Tx:
         self.facts: list[dict[str, Any]] = []
         self._overlay: dict[Key, bytes | None] = {}
         self._undo: list[tuple[Key, bytes | None, bool]] = []
-        self.touched: dict[str, int] = {}
-        """How often something of a kind was written or taken back in this commit."""
+        self.changed: dict[str, list[Key]] = {}
+        """Per kind what was written or taken back in this commit, in that order; only ever longer."""
         self.time = store.clock()
         self.broken = False
         """The database ended the transaction under us; nothing of this commit can be kept."""
@@ -118,7 +118,7 @@ class Tx:
         del self.events[events:], self.facts[facts:]
         while len(self._undo) > undo:
             key, raw, was_there = self._undo.pop()
-            self.touched[key.kind] += 1
+            self.changed[key.kind].append(key)
             if was_there:
                 self._overlay[key] = raw
             else:
@@ -170,7 +170,7 @@ class Tx:
     def entries(self, kind: str, namespace: str | None = None) -> list[Entry]:
         """All of a kind (in a namespace) as of this moment of the commit, in no order."""
         found = self.store.entries(kind, namespace)
-        if not self.touched.get(kind):
+        if not self.changed.get(kind):
             return found
         mine = {k: raw for k, raw in self._overlay.items() if k.kind == kind and namespace in (None, k.namespace)}
         written = [entry_of(k, raw) for k, raw in mine.items() if raw is not None]
@@ -334,7 +334,7 @@ class Tx:
                 self.conn.execute(forget, {"u": row["uid"]})
         self._undo.append((key, self._overlay.get(key), key in self._overlay))
         self._overlay[key] = None if type_ == "DELETED" else raw
-        self.touched[key.kind] = self.touched.get(key.kind, 0) + 1
+        self.changed.setdefault(key.kind, []).append(key)
         self.events.append(Event(self.sequence, type_, key, raw, was))
         return doc
 
