@@ -116,6 +116,14 @@ def test_line_breaks_of_windows_and_a_missing_last_one_stay() -> None:
     assert edited(raw, 1, [at("x", value=None)]) == raw.replace(b"x: 1", b"x: null")
 
 
+def test_mixed_line_breaks_cost_no_comment() -> None:
+    raw = b"spec:\r\n  x: 1\n  # about y\n  y: 2\r\n  z:\n    a: 1\n  # the end\r\n"
+    assert edited(raw, 1, [at("x", op="remove")]) == raw.replace(b"  x: 1\n", b"")
+    assert edited(raw, 1, [at("y", op="remove")]) == raw.replace(b"  y: 2\r\n", b"")
+    assert edited(raw, 1, [at("z", "a", op="remove")]) == raw.replace(b"  z:\n    a: 1\n", b"  z: {}\n")
+    assert edited(raw, 1, [at("z", "b", value=2)]) == raw.replace(b"a: 1\n", b"a: 1\r\n    b: 2\n")
+
+
 def test_a_key_that_has_no_value_yet() -> None:
     assert changed("spec:\n  env: # none\n", at("env", value={"A": "1"}), line=1)[1] == ['  env: {A: "1"} # none']
 
@@ -258,6 +266,9 @@ def test_any_change_of_any_text(data: st.DataObject) -> None:
             wanted[key] = spec[key]
     head, tail = "kind: One # 1\n", "---\n# another's\nkind: Two\nspec: {x: 1}\n"
     text = head + "spec:" + written(spec, data.draw, 0) + tail
+    if data.draw(st.booleans()):
+        text = text.replace("\n", "\r\n")
+        head, tail = head.replace("\n", "\r\n"), tail.replace("\n", "\r\n")
     old, new = {"kind": "One", "spec": spec}, {"kind": "One", "spec": wanted}
     assert load_documents(text, "")[0].value == old, text
     edits = edits_between(old, old, new)

@@ -334,8 +334,7 @@ class _Editor:
         if key is None or self._text[begin : old.start].strip():
             return self._splice(old.start, end, text)
         colon = self._text.index(":", key.end) + 1
-        rest = self._text[min(end + len(self._newline), len(self._text)) :]
-        return f"{self._text[:colon]} {text}{self._text[colon:begin]}{rest}"
+        return f"{self._text[:colon]} {text}{self._text[colon:begin]}{self._text[self._next_line(end) :]}"
 
     def _add_lines(self, after: int, lines: Sequence[str], column: int) -> str:
         at = self._line_end(after)
@@ -361,8 +360,8 @@ class _Editor:
     def _cut_lines(self, start: int, end: int) -> str:
         start, end = self._line_start(start), self._line_end(end)
         if end < len(self._text):
-            return self._splice(start, end + len(self._newline), "")
-        return self._splice(max(start - len(self._newline), 0), end, "")
+            return self._splice(start, self._next_line(end), "")
+        return self._splice(len(self._text[:start].removesuffix("\n").removesuffix("\r")), end, "")
 
     def _splice(self, start: int, end: int, text: str) -> str:
         return self._text[:start] + text + self._text[end:]
@@ -374,8 +373,14 @@ class _Editor:
 
     def _line_end(self, at: int) -> int:
         """Where the line ends, without its break."""
-        found = self._text.find(self._newline, at)
-        return len(self._text) if found < 0 else found
+        found = self._text.find("\n", at)
+        if found < 0:
+            return len(self._text)
+        return found - 1 if self._text[found - 1 : found] == "\r" and found > at else found
+
+    def _next_line(self, end: int) -> int:
+        """Where the line after the one that ends there begins."""
+        return min(end + (2 if self._text[end : end + 1] == "\r" else 1), len(self._text))
 
     def _column_at(self, at: int) -> int:
         return at - self._line_start(at)

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any, NamedTuple
 
 from pydantic.alias_generators import to_camel
@@ -28,6 +29,8 @@ from groundcontrol.ports.repository import Credentials, Offer, Repositories
 MARKS = "ground/"
 CONTEXT = 3
 """Lines shown around a change."""
+FRESH = 2.0
+"""Seconds for which a fetched commit counts as the newest one."""
 _LONGEST_MIDDLE = 2000
 """Lines between the first and the last change above which they are shown as one: comparing costs their square."""
 
@@ -251,11 +254,24 @@ class Desk:
     ) -> None:
         """`head(source)` fetches, and gives the newest commit that may be applied and what the server is shown."""
         self._kinds, self._repositories, self._head = kinds, repositories, head
+        self._lately: dict[str, tuple[float, str, Credentials | None]] = {}
+
+    def _fetched(self, source: Source) -> tuple[str, Credentials | None]:
+        """What `head` gives, at most `FRESH` seconds old: who looks at diffs all day does not keep the Source from
+        fetching."""
+        at = monotonic()
+        place = f"{source.metadata.uid} {source.metadata.generation}"
+        known = self._lately.get(place)
+        if known is None or at - known[0] > FRESH:
+            self._lately = {p: k for p, k in self._lately.items() if at - k[0] <= FRESH}
+            commit, credentials = self._head(source)
+            known = self._lately[place] = (monotonic(), commit, credentials)
+        return known[1], known[2]
 
     def prepare(self, source: Source, wishes: Sequence[Wanted], may: Judge) -> tuple[Proposal, Credentials | None]:
         """What would be offered. Reads the newest commit of the branch, and of it the files that declare these."""
         spec = source.spec
-        base, credentials = self._head(source)
+        base, credentials = self._fetched(source)
         tree = self._repositories.tree(spec.repository, base, spec.path)
         before, after = dict[str, bytes](), dict[str, bytes]()
         edits: list[tuple[str, str, list[Edit]]] = []
