@@ -26,7 +26,7 @@ PYTEST  := $(BIN)/python -m pytest
 .PHONY: help
 help: ## list what can be made
 	@echo 'Ground Control. Usage: make <target> [NAME=value]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # ---------------------------------------------------------------------------------------------- environment
 
@@ -56,9 +56,17 @@ $(TOOLS)/bin/uv: requirements/uv.txt
 .PHONY: lock
 lock: | $(UV) ## write the lock files anew from requirements/*.in (UPGRADE=1: newest versions)
 	@$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) requirements/runtime.in --output-file requirements/runtime.lock
+	@$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) requirements/openstack.in --output-file requirements/openstack.lock
 	@$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) requirements/dev.in --output-file requirements/dev.lock
 	@! grep -nE '(https?|file)://|--(extra-)?index-url|--find-links' requirements/*.lock requirements/uv.txt \
 	  || { echo 'a lock file names a registry' >&2; exit 1; }
+
+# For one Python only: OpenStack is run by the 3.11 of Debian 12. Lines that say who needs what would double the files.
+.PHONY: lock-testbed
+lock-testbed: | $(UV) ## write the lock files of the test bed anew
+	@for file in testbed/openstack/requirements/*.in; do \
+	  $(UV) $(subst --universal,--no-annotate,$(subst 'make lock','make lock-testbed',$(COMPILE))) $$file \
+	    --output-file $${file%.in}.lock; done
 
 .PHONY: lock-uv
 lock-uv: | $(UV) ## pin the newest uv
@@ -77,6 +85,16 @@ docs: $(STAMP) ## write docs/reference anew from the kinds
 .PHONY: bench
 bench: $(STAMP) ## run the workloads and print the figures (ONLY=w1,w4)
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY))
+
+# ---------------------------------------------------------------------------------------------- test bed
+
+.PHONY: testbed-openstack
+testbed-openstack: | $(UV) ## bring up two OpenStack clouds on this machine, as root (docs/guides/testbed.md)
+	@UV=$(UV) $(PYTHON) -m testbed.openstack up
+
+.PHONY: testbed-down
+testbed-down: ## take the clouds down (PURGE=1: and remove their files)
+	@$(PYTHON) -m testbed.openstack down $(if $(PURGE),--purge)
 
 # ---------------------------------------------------------------------------------------------- checks
 

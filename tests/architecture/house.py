@@ -1,7 +1,8 @@
 """The house rules that only reading the sources can check; each is a function from a tree to what it found there.
 
-A tree is a directory that looks like the repository: `src/groundcontrol/…`, `tests/…`, `bench/…`, any of them may be
-missing. That makes every rule provable: give it a small tree with the mistake in it and see the mistake found.
+A tree is a directory that looks like the repository: `src/groundcontrol/…`, `tests/…`, `bench/…`, `testbed/…`, any of
+them may be missing. That makes every rule provable: give it a small tree with the mistake in it and see the mistake
+found.
 """
 
 import ast
@@ -72,7 +73,7 @@ class Imported:
 
 def modules(tree: Path, *places: str) -> Iterator[Path]:
     """Python files below the given places of the tree, sorted."""
-    for place in places or ("src", "tests", "bench"):
+    for place in places or ("src", "tests", "bench", "testbed"):
         for path in sorted((tree / place).rglob("*.py")):
             if "node_modules" not in path.parts:
                 yield path

@@ -13,7 +13,8 @@ import pytest
 from tests.architecture import house
 
 REQUIREMENTS = house.REPOSITORY / "requirements"
-LOCKS = ("runtime.lock", "dev.lock", "uv.txt")
+LOCKS = ("runtime.lock", "openstack.lock", "dev.lock", "uv.txt")
+TESTBED = sorted((house.REPOSITORY / "testbed").rglob("*.lock"))
 
 ADDRESS = re.compile(r"[a-z+]+://|--(extra-)?index-url|--find-links|^\s*-f\s|(?<![\w-])/\w+/\w", re.MULTILINE)
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==\S+.*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE)
@@ -43,18 +44,28 @@ def test_the_runtime_requirements_are_the_declared_dependencies() -> None:
     assert listed("runtime.in") == sorted(project["dependencies"])
 
 
-@pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_file_names_no_registry(name: str) -> None:
-    assert addresses((REQUIREMENTS / name).read_text(encoding="utf-8")) == []
+def test_the_requirements_of_an_extra_are_the_declared_ones() -> None:
+    project = tomllib.loads((house.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra, wanted in project["optional-dependencies"].items():
+        assert listed(f"{extra}.in") == sorted(wanted)
 
 
-@pytest.mark.parametrize("name", LOCKS)
-def test_everything_locked_has_a_version_and_hashes(name: str) -> None:
-    assert unpinned((REQUIREMENTS / name).read_text(encoding="utf-8")) == set()
+@pytest.mark.parametrize("path", [*(REQUIREMENTS / name for name in LOCKS), *TESTBED], ids=lambda p: p.name)
+def test_a_lock_file_names_no_registry(path: Path) -> None:
+    assert addresses(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", [*(REQUIREMENTS / name for name in LOCKS), *TESTBED], ids=lambda p: p.name)
+def test_everything_locked_has_a_version_and_hashes(path: Path) -> None:
+    assert unpinned(path.read_text(encoding="utf-8")) == set()
 
 
 @pytest.mark.parametrize(
-    ("source", "lock"), [("runtime.in", "runtime.lock"), ("runtime.in", "dev.lock"), ("dev.in", "dev.lock")]
+    ("source", "lock"),
+    [
+        *(("runtime.in", "runtime.lock"), ("runtime.in", "dev.lock"), ("dev.in", "dev.lock")),
+        *(("openstack.in", "openstack.lock"), ("openstack.in", "dev.lock")),
+    ],
 )
 def test_every_requirement_is_locked(source: str, lock: str) -> None:
     locked = {match.group(1).lower() for match in PINNED.finditer((REQUIREMENTS / lock).read_text(encoding="utf-8"))}
