@@ -174,6 +174,13 @@ def test_too_many_places_are_not_a_change() -> None:
         edited(b"spec: {}\n", 1, [at(f"x{n}", value=1) for n in range(101)])
 
 
+def test_a_long_document_is_not_read_for_ever() -> None:
+    text = "spec:\n" + "".join(f"  k{n}: {'x' * 80}\n" for n in range(10_000))
+    assert edited(text.encode(), 1, [at("k9", value=1)])
+    with pytest.raises(Invalid, match="too long for 10 changes"):
+        edited(text.encode(), 1, [at(f"k{n}", value=1) for n in range(10)])
+
+
 def test_a_file_says_less_than_what_is_stored() -> None:
     written = {"spec": {"health": {"kind": "http"}, "memory_mb": 5, "words": ["a", "b"]}}
     old = {

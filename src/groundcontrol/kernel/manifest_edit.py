@@ -20,7 +20,9 @@ Path = tuple[str | int, ...]
 Above = tuple[Node, Node | None] | None
 """What holds the holder of what is edited, and the key it stands behind, if any."""
 MOST_EDITS = 100
-"""Each reads the document anew; more than that is a new document, not a change."""
+"""More than that is a new document, not a change."""
+MOST_WORK = 8 << 20
+"""Characters read: each edit reads the document anew."""
 
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./@+-]*(?: [A-Za-z0-9_./@+-]+)*")
 # What one version of YAML or another takes for something else than text.
@@ -148,6 +150,8 @@ def edited(raw: bytes, line: int, edits: Sequence[Edit], file: str = "", *, max_
     documents = nodes_of(text)
     start, end = documents[number].start, documents[number].end
     piece = text[start:end]
+    if len(edits) * len(piece) > MOST_WORK:
+        _refuse(file, line, f"the document is too long for {len(edits)} changes at once", "propose fewer at a time")
     for edit in edits:
         piece = _Editor(piece, nodes_of(piece)[0], file, line, "\r\n" if "\r\n" in text else "\n").make(edit)
     found = (mark + text[:start] + piece + text[end:]).encode("utf-8")
