@@ -1,9 +1,13 @@
 """Files become what is wanted: mistakes cost only the document they are in, and each blob is looked at once."""
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from groundcontrol.capabilities.gitops.kinds import Source
-from groundcontrol.capabilities.gitops.logic import File, credentials_of, kinds_version, parse_tree
+from groundcontrol.capabilities.gitops.logic import Desired, File, credentials_of, kinds_version, parse_tree
 from groundcontrol.kernel.errors import Invalid, NotFound, Unavailable
 from groundcontrol.kernel.resource import Key, Kinds
 from groundcontrol.ports.repository import Refused
@@ -88,7 +92,7 @@ def test_the_second_of_two_of_a_name_is_the_problem_and_names_both_places() -> N
     assert "a.yaml:1" in trouble.message
     assert "b.yaml:8" in trouble.message
     # A copy that sorts first does not take over what another file declares so far.
-    settled = desire(files, settled={key: "b.yaml"})
+    settled = desire(files, settled={key: "b.yaml"}.get)
     assert settled.resources[key].file == "b.yaml"
     assert settled.troubles[0].file == "a.yaml"
     assert settled.resources[key].declared.doc["spec"]["replicas"] == 2
@@ -146,14 +150,33 @@ def test_ten_thousand_files_are_parsed_once_and_then_only_what_changed() -> None
     first = parse_tree(tree.entries(), KINDS, version=VERSION)
     assert len(first.resources) == first.parsed == len(tree.reads) == 10_000
     tree.reads.clear()
-    again = parse_tree(tree.entries(), KINDS, version=VERSION, cache=first.cache)
+    again = parse_tree(tree.entries(), KINDS, version=VERSION, before=first)
     assert (again.parsed, tree.reads) == (0, [])
     assert again.resources == first.resources
     tree.files["d7/f7.yaml"] = thing("t7", replicas=7)
-    changed = parse_tree(tree.entries(), KINDS, version=VERSION, cache=again.cache)
+    changed = parse_tree(tree.entries(), KINDS, version=VERSION, before=again)
     assert (changed.parsed, tree.reads) == (1, ["d7/f7.yaml"])
     assert changed.resources[Key("Thing", "alpha", "t7")].declared.doc["spec"]["replicas"] == 7
     assert len(changed.cache) == 10_000  # the old blob is forgotten
+
+
+_NAMES = ("a", "b", "c")
+_CONTENTS = st.one_of(
+    st.sampled_from(["", "a: [", thing("a") + "---\n" + thing("b"), thing("a", "beta")]),
+    st.builds(lambda name, count: thing(name, replicas=count), st.sampled_from(_NAMES), st.integers(1, 2)),
+)
+_TREES = st.dictionaries(st.sampled_from(["a.yaml", "b.yaml", "d/c.yaml", "d/e.yml", "notes.md"]), _CONTENTS)
+
+
+@given(trees=st.lists(_TREES, min_size=2, max_size=6), link=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_what_changed_since_gives_the_same_as_everything(trees: list[dict[str, str]], link: bool) -> None:
+    before: Desired | None = None
+    for number, files in enumerate(trees):
+        refused = (Refused("x.yaml", "is a link"),) if link and number == 1 else ()
+        before = desire(files, before=before, refused=refused)
+        whole = desire(files, refused=refused)
+        assert replace(before, parsed=0) == replace(whole, parsed=0)
 
 
 def test_equal_files_are_parsed_once_and_told_by_their_own_path() -> None:
@@ -167,7 +190,7 @@ def test_another_version_of_the_kinds_or_another_default_parses_again() -> None:
     tree = Tree({"a.yaml": thing("one", "")})
     first = parse_tree(tree.entries(), KINDS, version=VERSION, namespace="alpha")
     for options in ({"version": "other", "namespace": "alpha"}, {"version": VERSION, "namespace": "beta"}):
-        assert parse_tree(tree.entries(), KINDS, cache=first.cache, **options).parsed == 1
+        assert parse_tree(tree.entries(), KINDS, before=first, **options).parsed == 1
     assert kinds_version(KINDS) == VERSION != kinds_version(Kinds([Thing]))
 
 

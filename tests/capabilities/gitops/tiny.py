@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from groundcontrol.capabilities.gitops.kinds import Source
-from groundcontrol.capabilities.gitops.logic import FILE, SOURCE, Cache, Desired, File, kinds_version, parse_tree
+from groundcontrol.capabilities.gitops.logic import FILE, SOURCE, Desired, File, kinds_version, parse_tree
 from groundcontrol.kernel.plan import Change
 from groundcontrol.kernel.resource import Doc, Key, KindInfo, Kinds, Model, Resource, Status, key_of
 from groundcontrol.ports.repository import Refused
@@ -90,9 +90,13 @@ class Tree:
 
 
 def desire(
-    files: Mapping[str, str | bytes], *, cache: Cache | None = None, refused: tuple[Refused, ...] = (), **options: Any
+    files: Mapping[str, str | bytes],
+    *,
+    before: Desired | None = None,
+    refused: tuple[Refused, ...] = (),
+    **options: Any,
 ) -> Desired:
-    return parse_tree(Tree(files).entries(), KINDS, version=VERSION, cache=cache, refused=refused, **options)
+    return parse_tree(Tree(files).entries(), KINDS, version=VERSION, before=before, refused=refused, **options)
 
 
 class Store:

@@ -9,10 +9,11 @@ change whenever something above it does; it is in the problems of a Source and c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -120,6 +121,10 @@ class Desired:
     """To be handed to the next call; holds what this commit uses and nothing older."""
     parsed: int = 0
     """How many blobs were parsed because the cache did not have them."""
+    blobs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Path to blob of the files that were looked at."""
+    version: str = ""
+    """Of everything besides the files that decides the result."""
 
 
 class Outcome(NamedTuple):
@@ -164,32 +169,34 @@ def parse_tree(
     *,
     version: str,
     namespace: str = "",
-    cache: Cache | None = None,
-    settled: Mapping[Key, str] | None = None,
+    before: Desired | None = None,
+    settled: Callable[[Key], str] = lambda key: "",
     refused: Iterable[Refused] = (),
     max_bytes: int = MAX_FILE_BYTES,
 ) -> Desired:
-    """What the files want. `version` is `kinds_version(kinds)`; `settled` says which file declares a key so far, so
-    that a copy elsewhere is the one reported as duplicate; `refused` are the links and submodules of the tree."""
-    known, new = cache or {}, dict[tuple[str, str], Parsed]()
-    version = f"{version}/{namespace}/{max_bytes}"
+    """What the files want. `version` is `kinds_version(kinds)`; `before` what an earlier commit wanted: only what
+    changed since is looked at; `settled` says which file declares a key so far, so that a copy elsewhere is the one
+    reported as duplicate; `refused` are the links and submodules of the tree."""
+    known, new = before.cache if before else {}, dict[tuple[str, str], Parsed]()
+    version, refused = f"{version}/{namespace}/{max_bytes}", tuple(refused)
+    blobs = {path: file.blob for path, file in files.items() if applies(path)}
+    if before is not None and before.version == version and not before.troubles and not refused:
+        read = functools.partial(_read_blob, files, kinds, namespace, max_bytes)
+        if (found := _changed_since(before, blobs, read)) is not None:
+            return found
     resources: dict[Key, Wanted] = {}
     troubles = [Trouble(f"{r.path} {r.reason}", r.path) for r in refused if _may_matter(r.path)]
     broken, unread, mentions, count = {r.path for r in refused}, set[str](), set[str](), 0
-    for path in sorted(filter(applies, files)):
-        blob, size, read = files[path]
+    for path, blob in sorted(blobs.items()):
         parsed = new.get((blob, version)) or known.get((blob, version))
         if parsed is None:
             try:
-                if size > max_bytes:
-                    raise TooLarge(f"the file has {size:,} bytes; {max_bytes:,} are allowed (split it)")
-                raw = read()
+                parsed, count = _read_blob(files, kinds, namespace, max_bytes, path), count + 1
             except (NotFound, TooLarge, Invalid) as error:
                 troubles.append(Trouble(error.message, path))
                 broken.add(path)
                 unread.add(path)
                 continue
-            parsed, count = parse_blob(raw, kinds, namespace, max_bytes), count + 1
         new[blob, version] = parsed
         if parsed.troubles:
             troubles += [trouble._replace(file=path) for trouble in parsed.troubles]
@@ -199,13 +206,47 @@ def parse_tree(
             wanted = Wanted(declared, path, blob)
             first = resources.setdefault(declared.key, wanted)
             if first is not wanted:
-                keeps, loses = (
-                    (wanted, first) if (settled or {}).get(declared.key) == path != first.file else (first, wanted)
-                )
+                keeps, loses = (wanted, first) if settled(declared.key) == path != first.file else (first, wanted)
                 resources[declared.key] = keeps
                 troubles.append(_duplicate(keeps, loses))
     troubles.sort(key=lambda t: (t.file, t.line))
-    return Desired(resources, tuple(troubles), frozenset(broken), frozenset(unread), frozenset(mentions), new, count)
+    files_with = (frozenset(broken), frozenset(unread), frozenset(mentions))
+    return Desired(resources, tuple(troubles), *files_with, new, count, blobs, version)
+
+
+def _read_blob(files: Mapping[str, File], kinds: Kinds, namespace: str, max_bytes: int, path: str) -> Parsed:
+    _, size, read = files[path]
+    if size > max_bytes:
+        raise TooLarge(f"the file has {size:,} bytes; {max_bytes:,} are allowed (split it)")
+    return parse_blob(read(), kinds, namespace, max_bytes)
+
+
+def _changed_since(before: Desired, blobs: Mapping[str, str], read: Callable[[str], Parsed]) -> Desired | None:
+    """The same from what differs only; None when something in it is wrong and everything has to be seen together."""
+    resources, cache, version = dict(before.resources), dict(before.cache), before.version
+    changed = [path for path, blob in blobs.items() if before.blobs.get(path) != blob]
+    gone = [path for path in before.blobs if blobs.get(path) != before.blobs[path]]
+    for path in gone:
+        for declared in cache[before.blobs[path], version].declared:
+            if resources[declared.key].file == path:
+                del resources[declared.key]
+    count = 0
+    for path in changed:
+        parsed = cache.get((blobs[path], version))
+        if parsed is None:
+            try:
+                parsed, count = read(path), count + 1
+            except (NotFound, TooLarge, Invalid):
+                return None
+        if parsed.troubles or any(declared.key in resources for declared in parsed.declared):
+            return None
+        cache[blobs[path], version] = parsed
+        for declared in parsed.declared:
+            if resources.setdefault(declared.key, Wanted(declared, path, blobs[path])).declared is not declared:
+                return None
+    for blob in {before.blobs[path] for path in gone}.difference(blobs.values()):
+        del cache[blob, version]
+    return Desired(resources, cache=cache, parsed=count, blobs=blobs, version=version)
 
 
 def _may_matter(path: str) -> bool:
@@ -290,16 +331,20 @@ def plan_changes(
     kinds: Kinds | None = None,
     prune: bool = True,
     manager: str = "",
+    unchanged: Collection[Key] = frozenset(),
 ) -> Outcome:
     """The changes that make the files true.
 
     `owned` is what carries this Source's annotation, `existing` whatever exists of what the files declare (it may
     hold more, and need not repeat `owned`). `manager` is the name its fields are managed under, `source:NAME` when
-    empty. With `kinds`, defaults that came after a resource was stored count as equal."""
+    empty. With `kinds`, defaults that came after a resource was stored count as equal. `unchanged` are known to be as
+    the files want them (`as_written`)."""
     manager = manager or f"source:{source}"
     changes: list[Change] = []
     troubles, foreign, deleting = list(desired.troubles), list[str](), list[Key]()
     for key, wanted in desired.resources.items():
+        if key in unchanged:
+            continue
         old = owned.get(key) or existing.get(key)
         if old is None:
             changes.append(_creation(wanted, source))
@@ -311,7 +356,7 @@ def plan_changes(
         if not mine and not wanted.declared.adopt:
             troubles.append(_not_ours(wanted, old))
             continue
-        if mine and _as_written(wanted.declared, old, manager, wanted.file):
+        if mine and as_written(wanted.declared, old, manager, wanted.file):
             continue
         change = _update(wanted, old, source, manager, kinds, takes_all=not mine, foreign=foreign)
         if change is not None:
@@ -372,12 +417,13 @@ def _creation(wanted: Wanted, source: str) -> Change:
     )
 
 
-def _as_written(declared: Declared, old: Doc, manager: str, file: str) -> bool:
+def as_written(declared: Declared, old: Doc, manager: str, file: str) -> bool:
     """Whether nothing at all differs: the usual case, answered without making anything."""
     doc, meta = declared.doc, old["metadata"]
     wanted, found = doc["metadata"], meta["annotations"]
     return (
-        doc["spec"] == old["spec"]
+        not meta.get("deletionTimestamp")
+        and doc["spec"] == old["spec"]
         and wanted["labels"] == meta.get("labels")
         and found.get(FILE) == file
         and len(found) == len(wanted["annotations"]) + 2

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+import msgspec
 
 from groundcontrol.capabilities.gitops.kinds import Source, SourceCommit, SourceProblem, SourceStatus
 from groundcontrol.capabilities.gitops.logic import (
     FILE,
     MAX_FILE_BYTES,
     SOURCE,
-    Cache,
     Desired,
     File,
     Outcome,
+    as_written,
     credentials_of,
     kinds_version,
     parse_tree,
@@ -33,7 +35,7 @@ from groundcontrol.kernel.reconcile import Look, Reconciler, Report, StoreWrite,
 from groundcontrol.kernel.resource import Doc, Key, Kinds, key_of, now
 from groundcontrol.kernel.rights import Subject
 from groundcontrol.kernel.store import Store
-from groundcontrol.kernel.tx import Tx
+from groundcontrol.kernel.tx import Entry, Tx
 from groundcontrol.ports.repository import Credentials, Repositories, Trust
 
 MOST_PROBLEMS = 100
@@ -52,14 +54,73 @@ class _State:
     asked: bool = True
     generation: int = 0
     """Of the spec that was last fetched with: mended credentials are tried at once."""
-    cache: Cache = field(default_factory=dict)
     desired: Desired | None = None
+    last: Desired | None = None
+    """What was last read, whichever commit, branch or path it was of: what has not changed since is not read again."""
+    written: dict[Key, tuple[int, object]] = field(default_factory=dict)
+    """What was seen to be as the files want it: at which event, and what they wanted."""
     parsed_for: tuple[str, ...] = ()
     outcome: Outcome | None = None
     refused: dict[Key, GroundError] = field(default_factory=dict)
     """What of the plan was not admitted."""
     rewritten: bool = False
     commits: list[SourceCommit] = field(default_factory=list)
+
+
+class _Annotated(msgspec.Struct):
+    annotations: dict[str, str] = {}
+
+
+class _Marked(msgspec.Struct):
+    """As much of a document as says whose it is."""
+
+    metadata: _Annotated
+
+
+_MARKED = msgspec.json.Decoder(_Marked)
+
+
+def _marked(raw: bytes) -> str:
+    return _MARKED.decode(raw).metadata.annotations.get(SOURCE, "")
+
+
+class Owned(Mapping[Key, Doc]):
+    """What carries a Source's mark, decoded when it is asked for: most of it never is."""
+
+    def __init__(self, source: str, entries: Iterable[Entry], known: Mapping[Key, tuple[int, object]]) -> None:
+        """`known`: of which event it was seen before that the mark is where it belongs."""
+        mark = f'"{SOURCE}":"{source}"'.encode()
+        self._docs: dict[Key, Doc] = {}
+        unknown = (0,)
+        # A tenant may have written the same words elsewhere, as a variable of an environment for example.
+        self._entries = {
+            e.key: e
+            for e in entries
+            if known.get(e.key, unknown)[0] == e.seq or (mark in e.raw and _marked(e.raw) == source)
+        }
+
+    def __getitem__(self, key: Key) -> Doc:
+        if key not in self._docs:
+            self._docs[key] = self._entries[key].doc
+        return self._docs[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def seq(self, key: Key) -> int:
+        """The number of the event that last changed it; 0 when it is not there."""
+        entry = self._entries.get(key)
+        return entry.seq if entry else 0
+
+    def file(self, key: Key) -> str:
+        """The file that declared it; empty when it is not there."""
+        return str(self[key]["metadata"]["annotations"].get(FILE, "")) if key in self else ""
 
 
 class SourceReconciler(Reconciler[Source]):
@@ -104,7 +165,7 @@ class SourceReconciler(Reconciler[Source]):
             self._fetch(resource, state, place, look.now)
         if state.error and not state.commit:
             raise Unavailable(state.error)
-        owned = self._owned(resource.metadata.name, look)
+        owned = self._owned(resource.metadata.name, state, look)
         desired = self._desired(resource, state, owned)
         existing = {
             key: doc
@@ -119,6 +180,7 @@ class SourceReconciler(Reconciler[Source]):
             kinds=self._kinds,
             prune=spec.prune,
             manager=self.manager_of(resource),
+            unchanged=self._unchanged(resource, state, desired, owned),
         )
         state.outcome = outcome
         again = max(0.5, spec.interval - (look.now - state.fetched))
@@ -157,13 +219,23 @@ class SourceReconciler(Reconciler[Source]):
                 raise Forbidden(f"commit {commit[:12]} is not applied: {signature.reason}")
         return commit, credentials
 
-    def _owned(self, name: str, look: Look) -> dict[Key, Doc]:
-        """Everything that carries this Source's mark; only what may is decoded."""
-        mark = f'"{SOURCE}":"{name}"'.encode()
-        found = {e.key: e.doc for kind in self._kinds for e in look.entries(kind.__name__) if mark in e.raw}
-        return {k: d for k, d in found.items() if (d["metadata"].get("annotations") or {}).get(SOURCE) == name}
+    def _owned(self, name: str, state: _State, look: Look) -> Owned:
+        """Everything that carries this Source's mark."""
+        return Owned(name, (e for kind in self._kinds for e in look.entries(kind.__name__)), state.written)
 
-    def _desired(self, resource: Source, state: _State, owned: Mapping[Key, Doc]) -> Desired:
+    def _unchanged(self, resource: Source, state: _State, desired: Desired, owned: Owned) -> frozenset[Key]:
+        """What is as the files want it. Whoever was seen to be so, and was not touched since, is not read again."""
+        manager, written = self.manager_of(resource), dict[Key, tuple[int, object]]()
+        for key, wanted in desired.resources.items():
+            seq = owned.seq(key)
+            if seq and (
+                state.written.get(key) == (seq, wanted) or as_written(wanted.declared, owned[key], manager, wanted.file)
+            ):
+                written[key] = seq, wanted
+        state.written = written
+        return frozenset(written)
+
+    def _desired(self, resource: Source, state: _State, owned: Owned) -> Desired:
         spec = resource.spec
         identity = (state.commit, spec.repository, spec.path, spec.namespace)
         if state.desired is not None and state.parsed_for == identity:
@@ -173,18 +245,17 @@ class SourceReconciler(Reconciler[Source]):
             path: File(e.blob, e.size, lambda blob=e.blob: self._repositories.read(spec.repository, blob))  # type: ignore[misc]
             for path, e in tree.files.items()
         }
-        settled = {k: str(d["metadata"]["annotations"].get(FILE, "")) for k, d in owned.items()}
-        state.desired = parse_tree(
+        state.last = state.desired = parse_tree(
             files,
             self._kinds,
             version=self._version,
             namespace=spec.namespace,
-            cache=state.cache,
-            settled=settled,
+            before=state.last,
+            settled=owned.file,
             refused=tree.refused,
             max_bytes=self._max_bytes,
         )
-        state.cache, state.parsed_for = state.desired.cache, identity
+        state.parsed_for = identity
         return state.desired
 
     # ── changing ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -223,17 +224,20 @@ def run(
         process = subprocess.Popen(
             command, env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
+        ended = select.poll()
+        handle = os.pidfd_open(process.pid)
         try:
-            pause = 0.002
+            ended.register(handle, select.POLLIN)
+            pause = 0.05
             while process.poll() is None:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"no end after {timeout:g} seconds; given up")
                 if watched is not None and pause > 0.05 and size_of(watched) > max_bytes:
                     raise TooLarge(f"the repository is larger than {max_bytes:,} bytes")
-                # Short pauses first: a fetch that brings nothing takes a few milliseconds.
-                time.sleep(pause)
+                ended.poll(pause * 1000)
                 pause = min(pause * 1.3, 0.2)
         finally:
+            os.close(handle)
             _end(process)
         return Result(process.returncode, _tail(out, 1 << 20), _clean(_tail(err, 4000), secrets))
 
