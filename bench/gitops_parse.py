@@ -27,6 +27,7 @@ from groundcontrol.kernel.runtime import kinds_of
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.tx import Tx
 from groundcontrol.kernel.world import Watching, World
+from groundcontrol.programs.serve import calm_collector
 
 ROUNDS = 7
 
@@ -131,6 +132,7 @@ def main() -> None:
         assert len(plan.changes) == count, len(plan.changes)
         show(f"cold, {count:,} files", seconds, reads)
         here.apply(plan)
+        calm_collector()
         plan, seconds, reads = here.turn()
         assert not plan.changes, plan.changes[:3]
         show("nothing changed, first look", seconds, reads)
