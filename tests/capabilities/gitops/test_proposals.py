@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from groundcontrol.capabilities.gitops import proposals
 from groundcontrol.capabilities.gitops.kinds import Source
 from groundcontrol.capabilities.gitops.logic import declared_in
-from groundcontrol.capabilities.gitops.proposals import Wanted, changed_text, shown_lines, unified
+from groundcontrol.capabilities.gitops.proposals import Desk, Wanted, changed_text, shown_lines, unified
 from groundcontrol.capabilities.gitops.reconcile import offer
 from groundcontrol.kernel.errors import Conflict, Forbidden, GroundError, Invalid, NotFound, OutcomeUnknown, TooMany
 from groundcontrol.kernel.manifest import load_documents
@@ -98,9 +99,11 @@ def test_the_diff_shows_nothing_of_others() -> None:
 
 
 def test_lines_between_two_own_documents_are_hidden_too() -> None:
-    documents = [f"apiVersion: ground/v1\nkind: Thing\nmetadata: {{name: {n}, namespace: {s}}}\nspec: {{replicas: 1}}\n"
-                 for n, s in (("a", "alpha"), ("b", "beta"), ("c", "alpha"))]  # fmt: skip
-    text = "---\n".join(documents)
+    places = (("a", "alpha"), ("b", "beta"), ("c", "alpha"))
+    head = "apiVersion: ground/v1, kind: Thing"
+    text = "---\n".join(
+        f"{{{head}, metadata: {{name: {n}, namespace: {s}}}, spec: {{replicas: 1}}}}\n" for n, s in places
+    )
     new = text.encode()
     for name in "ac":
         new, _ = changed_text(new, wish(thing(name, text=text), replicas=9), KINDS, "", "x", members("alpha"))
@@ -183,7 +186,8 @@ GRACE = Subject.user("grace")
 
 
 @pytest.fixture
-def fed(tmp_path: Path) -> Iterator[Federation]:
+def fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federation]:
+    monkeypatch.setattr(proposals, "FRESH", -1.0)
     with federation(tmp_path) as found:
         found.sites("cnaf")
         found.apply("Namespace", "beta", {"group": "experiments/beta"})
@@ -246,6 +250,15 @@ def test_the_same_proposal_is_one_branch_whatever_was_pushed_meanwhile(fed: Fede
     assert len(fed.events("Proposed")) == 2
 
 
+def test_looking_often_fetches_seldom(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals, "FRESH", 1000.0)
+    fed.settled()
+    before = len(fed.repositories.fetches)
+    for replicas in range(1, 6):
+        offer(fed.runtime, GRACE, [web(fed, replicas=replicas)], True)
+    assert len(fed.repositories.fetches) <= before + 2, "one, and perhaps the Source's own"
+
+
 def test_a_dry_run_leaves_no_trace(fed: Federation) -> None:
     (found,) = offer(fed.runtime, GRACE, [web(fed, replicas=2)], True)
     assert (found["state"], found["commit"]) == ("diff", "")
@@ -302,14 +315,14 @@ def test_no_more_branches_than_the_source_takes(fed: Federation) -> None:
 
 def test_who_lost_the_right_meanwhile_pushes_nothing(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     wish = web(fed, replicas=2)
-    fetch = fed.repositories.fetch
+    prepare = Desk.prepare
 
-    def slow(*given: Any) -> str:
-        found = fetch(*given)
+    def slow(*given: Any) -> Any:
+        found = prepare(*given)
         fed.delete("RoleBinding", "grace")
         return found
 
-    monkeypatch.setattr(fed.repositories, "fetch", slow)
+    monkeypatch.setattr(Desk, "prepare", slow)
     with pytest.raises((Forbidden, NotFound)):
         offer(fed.runtime, GRACE, [wish], False)
     assert not fed.repositories.pushes
