@@ -35,6 +35,7 @@ def live(data: str, kill_at: int, cancel: bool) -> None:
             shop.apply("Machine", name, {"power": "web"}, "ops")
     if shop.runtime.store.get(Key("Procedure", "ops", "p")) is None:
         shop.procedure("p", *STEPS, inputs=INPUTS)
+    shop.until(lambda: shop.get("Procedure", "p")["status"]["conditions"])
     shop.until(shop.runtime.controller.idle)
     killer.arm()
     if shop.runtime.store.get(Key("Run", "ops", "r")) is None:
