@@ -103,8 +103,9 @@ test: $(STAMP) ## run the tests (T=tests/kernel or T='-k word'; SLOW=1: the slow
 	@$(PYTEST) $(if $(SLOW),-m 'not acceptance') $(T)
 
 .PHONY: acceptance
-acceptance: $(STAMP) ## run the tests against real parts (PART=name: only tests/acceptance/test_<name>.py)
-	@$(PYTEST) -m '' -o timeout=900 $(if $(PART),tests/acceptance/test_$(PART).py,tests/acceptance)
+acceptance: $(STAMP) ## run the tests against real parts (PART=name: only those; PART=openstack brings up the test bed)
+	@$(PYTEST) -m '' -o timeout=900 $(or $(if $(PART),$(wildcard tests/acceptance/test_$(PART).py tests/parts/$(PART)), \
+	  tests/acceptance),tests/acceptance/test_$(PART).py)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy and import-linter only

@@ -39,6 +39,8 @@ http {{
   proxy_request_buffering off;
   proxy_max_temp_file_size 0;
   proxy_http_version 1.1;
+  # nginx has put a body that came in pieces together; Glance would ask uwsgi for the pieces.
+  uwsgi_param HTTP_TRANSFER_ENCODING "";
   uwsgi_param QUERY_STRING $query_string;
   uwsgi_param REQUEST_METHOD $request_method;
   uwsgi_param CONTENT_TYPE $content_type;

@@ -207,7 +207,8 @@ def neutron(cloud: Cloud) -> Settings:
                 "dhcp_agent_notification": False,
                 "rpc_workers": 0,
             },
-            "nova": credentials(cloud, "nova"),
+            "nova": {**credentials(cloud, "nova"), "endpoint_type": "internal"},
+            "placement": {**credentials(cloud, "placement"), "endpoint_type": "internal"},
             "ml2": {
                 "type_drivers": "local,flat,vlan,vxlan",
                 "tenant_network_types": "vxlan",
