@@ -146,3 +146,45 @@ def test_the_command_line_tells_it(ground: Installation) -> None:
     until(lambda: status(ground, "asked")["phase"] == "Failed", "it is over")
     assert len(restarts(ground)) == done + 2
     assert "Left" in ground.ground("run", "show", "asked", "-n", "alpha").stdout.title()
+
+
+def test_for_those_who_may(ground: Installation) -> None:
+    preview = ground.path("procedures", "restart", "alpha") + "/actions/preview"
+    create = ground.path("runs", "", "alpha")
+    viewer = ground.person("vic", "experiments/alpha", "alpha", "viewer")
+    member = ground.person("mia", "experiments/alpha", "alpha", "member")
+    stranger = ground.person("sam", "experiments/beta", "beta", "member")
+    run = ground.document("Run", "theirs", {"procedure": "restart", "over": {**OVER, "between": "ask"}}, "alpha")
+    for token, status_ in ((viewer, 403), (stranger, 404)):
+        assert ground.call("POST", preview, {"over": OVER}, token=token).status == status_
+        assert ground.call("POST", create, run, token=token).status == status_
+    assert ground.ok("POST", preview, {"over": OVER}, token=member)["targets"] == 12
+    before = len(restarts(ground))
+    ground.ok("POST", create, run, token=member)
+    until(lambda: status(ground, "theirs").get("phase") == "Waiting", "it asks")
+    answer = ground.call("POST", f"{create}/theirs/actions/approve", token=member)
+    assert answer.status == 403, "whoever starts it does not thereby answer it"
+    ground.ok("POST", f"{create}/theirs/actions/cancel", token=member)
+    until(lambda: status(ground, "theirs")["phase"] == "Cancelled", "it ends")
+    assert len(restarts(ground)) == before + 1
+    assert {e["subject"] for e in ground.ok("GET", "/api/v1/audit?kind=Service&verb=restart&limit=1000")["items"]
+            if e["outcome"] == "done"} == {"user:admin", "user:mia"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {}, [], "Service", {"kind": ""}, {"kind": "Service", "waves": []}, {"kind": "Service", "waves": ["0%"]},
+        {"kind": "Service", "waves": [1]}, {"kind": "Service", "waves": ["9" * 5000]}, {"kind": "Nothing"},
+        {"kind": "Service", "labelSelector": "(((" * 200}, {"kind": "Service", "spread": {"by": "../../etc"}},
+        {"kind": "Service", "spread": {"by": "spec.a", "most": -1}}, {"kind": "Service", "maxFailures": "-1"},
+        {"kind": "Service", "input": "${inputs.service}"}, {"kind": "Service", "namespace": "*"},
+        {"kind": "Run"}, {"kind": "Service", "extra": 1}, {"kind": "Secret", "input": "service"},
+        {"kind": "Service", "labelSelector": "tier=none"}, {"kind": "Service", "pause": "soon"},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_its_field(ground: Installation, over: Any) -> None:
+    preview = ground.path("procedures", "restart", "alpha") + "/actions/preview"
+    answer = ground.call("POST", preview, {"over": over})
+    assert answer.status == 422, answer.message
+    assert "over" in answer.message

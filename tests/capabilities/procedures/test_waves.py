@@ -511,6 +511,15 @@ class TestPreview:
             self.ask(shop, BOB.__class__.user("nobody"), over={"kind": "Machine"})
 
 
+def test_a_step_cannot_start_what_multiplies(shop: Workshop) -> None:
+    """A Run over thousands, of which each starts a Run over thousands."""
+    again = {"kind": "Procedure", "name": "p", "verb": "run", "body": {"over": {"kind": "Machine"}}}
+    shop.procedure("p", {"name": "again", "act": again, "onUnknown": "ask"}, inputs=INPUTS)
+    shop.run("r", "p", inputs={"machine": "m1"})
+    assert "over: create a Run with spec.over instead" in shop.until_phase("r", "Failed")["message"]
+    assert len(shop.runtime.store.entries("Run")) == 1
+
+
 def test_doubts_do_not_last_for_ever(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Run that asks whether something happened gives its place back when nobody says."""
     monkeypatch.setattr(run_module, "DOUBT_TIMEOUT", 1.0)

@@ -493,6 +493,9 @@ def undo(runtime: Any, subject: Subject, key: Key, body: Doc) -> Doc:
 
 def start(runtime: Any, subject: Subject, key: Key, body: Doc) -> Doc:
     """Start a Run of a procedure: `inputs`, and a `name` when it should not be made up."""
+    if body.get("over"):
+        # Else one step of one Run could start Runs over thousands, each of which does the same.
+        raise Invalid(problems=(Problem("create a Run with spec.over instead", "over"),))
     given = _text(body, "name") or f"{key.name[:40]}-{secrets.token_hex(4)}"
     doc = runtime.kinds.parse(
         {
