@@ -18,6 +18,7 @@ from groundcontrol.ports.processes import UnitObserved
 from groundcontrol.ports.secretstore import SecretStore
 from groundcontrol.ports.twins.processes import MemoryHost
 from groundcontrol.ports.twins.repository import TwinRepositories
+from groundcontrol.ports.twins.web import MemoryWeb
 
 PATIENCE = 15.0
 """Seconds a test waits for what must come; a bound against hanging, not a measure."""
@@ -34,11 +35,13 @@ class Federation:
         self.hosts: dict[str, MemoryHost] = {}
         self.repositories = TwinRepositories()
         self.secret_store = secret_store
+        self.web = MemoryWeb()
         self.runtime = self._build()
 
     def _build(self) -> Runtime:
         drivers = {"memory": self._connect}
-        return Runtime(self.settings, CAPABILITIES, drivers, lambda _: self.repositories, lambda _: self.secret_store)
+        repositories, store = (lambda _: self.repositories), (lambda _: self.secret_store)
+        return Runtime(self.settings, CAPABILITIES, drivers, repositories, store, lambda _: self.web)
 
     def _connect(self, name: str, *_: Any) -> HostInstance:
         return HostInstance(self.host(name))

@@ -10,6 +10,7 @@ from groundcontrol.drivers.git.command import Settings as GitSettings
 from groundcontrol.drivers.git.driver import GitRepositories
 from groundcontrol.drivers.local import driver as local
 from groundcontrol.drivers.openbao.driver import OpenBao
+from groundcontrol.drivers.web.driver import WebClient
 from groundcontrol.kernel.resource import Kinds
 from groundcontrol.kernel.runtime import Connect, Runtime, kinds_of
 from groundcontrol.kernel.settings import Settings
@@ -55,6 +56,11 @@ def secret_store(settings: Settings) -> SecretStore | None:
     return OpenBao(vault) if vault.address else None
 
 
+def web(settings: Settings) -> WebClient:
+    """What asks addresses for rules; only below the origins the settings name."""
+    return WebClient(settings.joining.origins, settings.joining.ask_seconds)
+
+
 def kinds() -> Kinds:
     """Every kind, without opening anything."""
     return kinds_of(CAPABILITIES)
@@ -62,4 +68,4 @@ def kinds() -> Kinds:
 
 def build(settings: Settings) -> Runtime:
     """An installation, not opened yet."""
-    return Runtime(settings, CAPABILITIES, DRIVERS, _repositories, secret_store)
+    return Runtime(settings, CAPABILITIES, DRIVERS, _repositories, secret_store, web)

@@ -72,6 +72,7 @@ class Runtime:
         drivers: Mapping[str, Connect],
         repositories: Callable[[Settings], Any],
         secret_store: Callable[[Settings], Any] = lambda settings: None,
+        web: Callable[[Settings], Any] = lambda settings: None,
     ) -> None:
         self.settings, self.capabilities, self.drivers = settings, tuple(capabilities), drivers
         self.kinds = kinds_of(capabilities)
@@ -81,6 +82,8 @@ class Runtime:
         self.repositories = repositories(settings)
         self.secret_store = secret_store(settings)
         """Keeps secrets outside (`ports/secretstore.py`); None when the settings name none."""
+        self.web = web(settings)
+        """Asks addresses (`ports/web.py`); None when nobody may."""
         self.ledger: Ledger | None = None
         self._shipper: Shipper | None = None
         self._closing: list[Callable[[], None]] = []

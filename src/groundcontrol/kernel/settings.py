@@ -69,6 +69,13 @@ def _http(url: str) -> str:
     return url.rstrip("/")
 
 
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    if _http(url) != url or not url or parts.path or parts.username is not None:
+        raise ValueError("not an origin of the form https://host or http://host:port")
+    return url
+
+
 def _vault_address(url: str) -> str:
     parts = urlsplit(_http(url))
     if parts.username is not None:
@@ -315,6 +322,21 @@ class SourceSettings(Model):
     """Allows file:// and plain paths too. Whoever may declare a Source then reads every repository on this machine."""
 
 
+class JoiningSettings(Model):
+    """What this server may ask for the rules by which sites join."""
+
+    origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
+        default_factory=list, max_length=256, examples=[["https://accounting.example.org"]]
+    )
+    """Addresses of rules (`spec.urls` of a JoinPolicy) are asked only below these: https://host, https://host:port, or
+    http://host:port. Nothing else is, so that nobody can look around in your network by writing a policy. A name among
+    them that leads to this machine or to a link-local address is not asked either, unless that address is named."""
+    ask_seconds: Annotated[float, Field(ge=0.1, le=60)] = 10.0
+    """An address that has not answered by then does not answer."""
+    every_seconds: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    """How long what was asked counts before it is asked again; what went wrong is asked again after a tenth of it."""
+
+
 class Settings(Model):
     """The settings of one deployment."""
 
@@ -344,6 +366,8 @@ class Settings(Model):
     """Encryption of the listening address. Left out where a proxy in front does it."""
     sources: SourceSettings = Field(default_factory=SourceSettings)
     """Bounds on the git repositories that Sources read."""
+    joining: JoiningSettings = Field(default_factory=JoiningSettings)
+    """What this server may ask for the rules by which sites join."""
 
     @property
     def address(self) -> tuple[str, int]:

@@ -41,6 +41,8 @@ class SiteView:
     rack: str
     free_cores: float
     free_memory_mb: float
+    closed: str = ""
+    """Why nothing new may be placed there; empty when it may. What is there stays."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,8 @@ class _Room:
             return f"is in state {site.state}"
         if not site.trusted:
             return "does not answer"
+        if site.closed:
+            return site.closed
         if self.spec.placement.spread == "site" and site.name in others:
             return "has a replica already"
         if self.spec.placement.spread == "rack" and self.racks[site.name] in [self.racks[o] for o in others]:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from pydantic.alias_generators import to_camel
 
-from groundcontrol.capabilities.inventory.kinds import Site
+from groundcontrol.capabilities.inventory.kinds import Site, closed_to_new
 from groundcontrol.capabilities.services.kinds import (
     Failure,
     Instance,
@@ -58,7 +58,7 @@ from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.tx import Tx, managed_paths
 from groundcontrol.kernel.world import Seen
 from groundcontrol.ports.hosts import UNIT
-from groundcontrol.ports.processes import Check, Limits, UnitObserved, UnitSpec
+from groundcontrol.ports.processes import Check, HostObserved, Limits, UnitObserved, UnitSpec
 
 Reveal = Callable[[str, str], str]
 """(namespace, secret reference) to its value; raises when it is not granted."""
@@ -183,16 +183,18 @@ class ServiceReconciler(Reconciler[Service]):
         return scopes
 
     def authorise(self, tx: Tx, resource: Service, change: Change) -> None:
-        """No site is overbooked by two services that were planned at the same time."""
+        """No site is overbooked by two services that were planned at the same time, or used although it closed."""
         if change.verb != "create":
             return
         spec = change.payload.doc["spec"]
         need = spec["template"].get("resources", {})
-        if not need.get("cores") and not need.get("memoryMb"):
-            return
         site = tx.get(Key("Site", "", spec["site"]))
         if site is None:
             raise NotFound(f"site {spec['site']} is gone")
+        if why := closed_to_new(site, [e.doc for e in tx.entries("JoinPolicy")], tx.time):
+            raise Conflict(f"site {spec['site']} takes nothing new: {why}")
+        if not need.get("cores") and not need.get("memoryMb"):
+            return
         placed = [
             d["spec"]["template"].get("resources", {})
             for e in tx.store.entries("Instance")
@@ -296,17 +298,21 @@ def _sites(spec: ServiceSpec, look: Look) -> Iterable[SiteView]:
         need, site = doc["spec"]["template"].get("resources", {}), doc["spec"]["site"]
         cores, memory = used.get(site, (0.0, 0.0))
         used[site] = (cores + need.get("cores", 0), memory + need.get("memoryMb", 0))
+    policies = [e.doc for e in look.entries("JoinPolicy")]
     for site in look.all(Site):
-        name = site.metadata.name
+        name, doc = site.metadata.name, site.as_doc()
         cores, memory = used.get(name, (0.0, 0.0))
+        facts = look.snapshot(f"site/{name}").facts
+        hosts = facts is None or isinstance(facts, HostObserved)
         yield SiteView(
             name,
             "retired" if site.deleting else site.spec.state,
             look.trusted(f"site/{name}"),
-            matches(site.as_doc()) and (not spec.placement.sites or name in spec.placement.sites),
+            matches(doc) and (not spec.placement.sites or name in spec.placement.sites),
             "/".join(p for p in (site.spec.topology.datacentre, site.spec.topology.room, site.spec.topology.rack) if p),
             site.status.cores - cores if site.status.cores else float("inf"),
             site.status.memory_mb - memory if site.status.memory_mb else float("inf"),
+            closed_to_new(doc, policies, look.now) if hosts else f"its driver {site.spec.driver} runs no services",
         )
 
 
