@@ -35,9 +35,9 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "subnet": _names("name network cidr gateway dns dhcp pools ip_version host_routes"),
     "router": _names("name external_network subnets snat description"),
     "security_group": _names("name description rules"),
-    "floating_ip": _names("network address port fixed_ip description"),
+    "floating_ip": _names("network address server port fixed_ip description"),
     "keypair": _names("name public_key"),
-    "image": _names("name visibility format container min_disk min_ram properties checksum protected"),
+    "image": _names("name visibility format container min_disk min_ram properties checksum protected source"),
     "flavor": _names("name cores memory_mb disk_gb ephemeral_gb swap_mb public properties"),
     "project": _names("name description enabled domain"),
     "quota": _names(
@@ -45,7 +45,43 @@ FIELDS: Mapping[str, frozenset[str]] = {
         " floating_ips security_groups security_group_rules"
     ),
 }
-"""Type of thing to what can be wanted of it. References to other things are ids. Sizes of volumes are GiB."""
+"""Type of thing to what can be wanted of it. References to other things are ids, lists of them have no order, text that
+is not there is "", and a field that a product does not tell is left out. Sizes of volumes are GiB.
+
+    server          `networks`, `security_groups`: ids; `keypair`: its name; `boot_volume`: {"size", "type"}, absent when
+                    it boots from its image; `metadata`: without our marks; `power`: "on" or "off"; `user_data`: text,
+                    never told. Told besides: `addresses`, {network id: [address]}, and `volumes`, ids
+    volume          `attached_to`: id of a server, or ""; `size`: only grows in place
+    subnet          `gateway`: address, or "" for none; `pools`: [{"start", "end"}];
+                    `host_routes`: [{"destination", "nexthop"}]
+    security_group  `rules`: [{"direction": "ingress" | "egress", "ethertype": "IPv4" | "IPv6", "protocol": "tcp", … or
+                    "" for any, "ports": "80", "8000-8080" or "" for any, "remote": a CIDR, "group:ID" or "" for any}]
+    floating_ip     `network`: the external one; `server`: id of the server it leads to, or "" (its first port)
+    keypair         its id is its name; it carries no mark
+    image           `source`: where its bytes are fetched from, an https address; never told
+    quota           its id is the id of its project; it is always there: create sets it, delete gives the defaults back
+"""
+
+IN_PLACE: Mapping[str, frozenset[str]] = {
+    "server": _names("name flavor networks security_groups metadata power locked"),
+    "volume": _names("name size description bootable attached_to metadata"),
+    "network": _names("name description shared external mtu port_security"),
+    "subnet": _names("name gateway dns dhcp pools host_routes"),
+    "router": FIELDS["router"],
+    "security_group": FIELDS["security_group"],
+    "floating_ip": _names("server port fixed_ip description"),
+    "keypair": frozenset(),
+    "image": _names("name visibility min_disk min_ram properties protected"),
+    "flavor": _names("properties"),
+    "project": _names("name description enabled"),
+    "quota": FIELDS["quota"],
+}
+"""What `change` can change of a thing that is there; anything else is refused as `NeedsReplacement`. Another flavor of a
+server is a resize: the server is busy, then its status is `VERIFY_RESIZE` until somebody acts `confirm-resize` or
+`revert-resize`."""
+
+UNMARKED = frozenset({"keypair", "quota"})
+"""Types whose things carry no mark. Their ids are known before they are made."""
 
 VERBS: Mapping[str, frozenset[str]] = {
     "server": _names(
@@ -200,7 +236,7 @@ class Cloud(Protocol):
         """Return when something changed after `since`, or after `timeout` seconds; the counter."""
 
     def get(self, type: str, id: str) -> Thing:
-        """One thing, looked at directly; NotFound is proof of absence."""
+        """One thing, looked at directly; NotFound is proof of absence, also for an empty id."""
 
     def find(self, change_key: str) -> tuple[Item, ...]:
         """(type, id) of what carries this change key, asked of the cloud directly."""
@@ -210,7 +246,7 @@ class Cloud(Protocol):
 
     def change(self, type: str, id: str, fields: Mapping[str, tuple[Any, Any]]) -> None:
         """Change fields in place, path to (before, after). Conflict when `before` is not so any more; `Refused` with
-        cause `replace` when the product cannot change one of them."""
+        cause `NeedsReplacement` when the product cannot change one of them."""
 
     def act(self, type: str, id: str, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Do one of `VERBS`; what it answers, for example the console's text."""
