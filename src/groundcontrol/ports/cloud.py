@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from groundcontrol.kernel.errors import RefusalCause
 from groundcontrol.kernel.world import Fencing, Item, Listing
 
 State = Literal["ready", "off", "busy", "failed", "leaving"]
@@ -121,9 +122,13 @@ class Thing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the cloud is doing with it."""
     fault: str = ""
     """What the cloud says is wrong with it."""
+    cause: RefusalCause | Literal[""] = ""
+    """What kind of fault that is; empty when its words do not tell."""
     host: str = ""
     """The machine it runs on, where the cloud tells."""
     fields: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
+    """What is only seen, for example a server's `addresses` (list of texts) and `volumes` (list of ids)."""
     mark: Mark | None = None
     """None: not made by any Ground Control, or not markable (`unmarked` types are found by their name or owner)."""
     created: float = 0.0
