@@ -61,7 +61,7 @@ def _build(program: Path) -> None:
         got = _run([go, "list", "-deps", "."], place, env)
         if got.returncode:
             raise CannotBuild(f"the sources of Vault cannot be had here: {got.stderr.strip()[-500:]}")
-        done = _run(["nice", go, "build", "-trimpath", "-ldflags=-s -w", "-o", f"{place}/vault", "."], place, env)
+        done = _run([go, "build", "-trimpath", "-ldflags=-s -w", "-o", f"{place}/vault", "."], place, env)
         if done.returncode:
             raise BuildError(f"go build failed:\n{done.stderr[-2000:]}")
         Path(place, "vault").rename(program)

@@ -22,14 +22,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from groundcontrol.kernel.settings import VaultSettings
-from testbed.vault.build import CannotBuild, server
+from testbed.vault.build import LONGEST, CannotBuild, server
 from testbed.vault.running import VaultServer, word
 from tests.acceptance import processes
 from tests.acceptance.installation import Installation, installation, until
 from tests.contracts.test_secretstore import VaultSide, VaultStore
 from tests.drivers.openbao.certificates import Authority
 
-pytestmark = pytest.mark.acceptance
+# The first of these builds the server: minutes on an idle machine, a quarter of an hour and more on a busy one.
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(2 * LONGEST)]
 RULES = {"data": "secret/data/ground/*", "subkeys": "secret/subkeys/ground/*"}
 
 
