@@ -49,9 +49,9 @@ FIELDS: Mapping[str, frozenset[str]] = {
 """Type of thing to what can be wanted of it. References to other things are ids, lists of them have no order, text that
 is not there is "", and a field that a product does not tell is left out. Sizes of volumes are GiB.
 
-    server          `networks`, `security_groups`: ids; `keypair`: its name; `boot_volume`: {"size", "type"}, absent when
-                    it boots from its image; `metadata`: without our marks; `power`: "on" or "off"; `user_data`: text,
-                    never told. Told besides: `addresses`, {network id: [address]}, and `volumes`, ids
+    server          `networks`, `security_groups`: ids; `keypair`: its name; `boot_volume`: {"size", "type"}, absent
+                    when it boots from its image; `metadata`: without our marks; `power`: "on" or "off"; `user_data`:
+                    text, never told. Told besides: `addresses`, {network id: [address]}, and `volumes`, ids
     volume          `attached_to`: id of a server, or ""; `size`: only grows in place
     subnet          `gateway`: address, or "" for none; `pools`: [{"start", "end"}];
                     `host_routes`: [{"destination", "nexthop"}]
@@ -77,8 +77,8 @@ IN_PLACE: Mapping[str, frozenset[str]] = {
     "project": _names("name description enabled"),
     "quota": FIELDS["quota"],
 }
-"""What `change` can change of a thing that is there; anything else is refused as `NeedsReplacement`. Another flavor of a
-server is a resize: the server is busy, then its status is `VERIFY_RESIZE` until somebody acts `confirm-resize` or
+"""What `change` can change of a thing that is there; anything else is refused as `NeedsReplacement`. Another flavor of
+a server is a resize: the server is busy, then its status is `VERIFY_RESIZE` until somebody acts `confirm-resize` or
 `revert-resize`."""
 
 UNMARKED = frozenset({"keypair", "quota"})
