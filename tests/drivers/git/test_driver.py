@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pygit2
 import pytest
@@ -257,6 +258,26 @@ def test_a_repository_over_the_size_is_refused_and_removed(origin: Origin, tmp_p
     assert here.fetch(origin.url, "main")
     origin.commit({"big": os.urandom(2_000_000)})
     with pytest.raises(TooLarge, match="larger than 300,000 bytes"):
+        here.fetch(origin.url, "main")
+    assert command.size_of(tmp_path / "cache") < 300_000
+
+
+def test_a_fetch_stopped_too_late_leaves_nothing_either(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = GitRepositories(Settings(cache=tmp_path / "cache", allow_file=True, max_bytes=300_000))
+    assert here.fetch(origin.url, "main")
+    origin.commit({"big": os.urandom(2_000_000)})
+    run = command.run
+
+    def late(words: list[str], env: dict[str, str], **more: Any) -> command.Result:
+        if "fetch" not in words:
+            return run(words, env, **more)
+        run(words, env, timeout=20)
+        raise TooLarge("the repository is larger than 300,000 bytes")
+
+    monkeypatch.setattr(command, "run", late)
+    with pytest.raises(TooLarge):
         here.fetch(origin.url, "main")
     assert command.size_of(tmp_path / "cache") < 300_000
 

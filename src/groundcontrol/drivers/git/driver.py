@@ -223,6 +223,9 @@ class GitRepositories:
             )
         except TooLarge as error:
             self._clear_partial(place)
+            # It was stopped, and may have been done all but the last of it.
+            if place.is_symlink() and command.size_of(place) > self.settings.max_bytes:
+                self._drop(place)
             raise TooLarge(f"{url}: {error} (allowed by the operator's setting max_bytes)") from None
         except Unavailable as error:
             raise Unavailable(f"fetching {url}: {error}") from None
