@@ -127,8 +127,6 @@ class Thing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     host: str = ""
     """The machine it runs on, where the cloud tells."""
     fields: dict[str, Any] = {}
-    seen: dict[str, Any] = {}
-    """What is only seen, for example a server's `addresses` (list of texts) and `volumes` (list of ids)."""
     mark: Mark | None = None
     """None: not made by any Ground Control, or not markable (`unmarked` types are found by their name or owner)."""
     created: float = 0.0
