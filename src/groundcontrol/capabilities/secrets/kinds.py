@@ -52,9 +52,9 @@ class Secret(Resource):
     info: ClassVar[KindInfo] = KindInfo(
         plural="secrets",
         columns=(
-            Column("Ready", "conditions.Ready"),
             Column("Store", "spec.store"),
             Column("Keys", "status.keys"),
+            Column("Place", "status.place", wide=True),
             Column("Version", "status.version", wide=True),
             Column("Description", "spec.description"),
             Column("Age", "age:metadata.creationTimestamp"),
