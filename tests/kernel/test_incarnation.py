@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from groundcontrol.kernel import incarnation, tables
-from groundcontrol.kernel.errors import TooOld
+from groundcontrol.kernel.errors import TooOld, Unavailable
 from groundcontrol.kernel.incarnation import LEAP, Observing, droppable
 from groundcontrol.kernel.store import Store
 from tests.kernel.things import KINDS, key, thing
@@ -118,6 +118,19 @@ def test_a_database_in_a_folder_it_never_ran_in_is_taken_for_restored(tmp_path: 
         found = observed(store)
         assert found is not None
         assert "another database" in found.why
+
+
+def test_a_lost_database_is_not_begun_anew_without_a_word(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        make(store, "a")
+    for name in ("ground.db", "ground.db-wal", "ground.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="put back a copy"), opened(tmp_path):
+            pass
+    (tmp_path / "witness.json").unlink()
+    with opened(tmp_path) as store:
+        assert observed(store) is None
 
 
 def test_a_witness_cut_short_by_a_power_failure_accuses_nobody(tmp_path: Path) -> None:

@@ -60,6 +60,14 @@ class Witness:
         self._path = path
         self._file: int | None = None
 
+    def require_none(self) -> None:
+        """Refuse an empty database where one ran before: it was lost, or its disk is not mounted."""
+        if self._path.exists():
+            raise Unavailable(
+                f"the database that ran in {self._path.parent} is gone; put back a copy of it,"
+                f" or remove {self._path} to begin with nothing"
+            )
+
     def doubts(self, now: Numbers) -> str:
         """Why the database is not the newest that ran in this folder, as a sentence; empty when it may be."""
         try:

@@ -140,6 +140,8 @@ class Store:
         migrate(self._engine)
         with self._engine.connect().execution_options(immediate=True) as conn, conn.begin():
             ran_before = conn.execute(_EPOCH, {"shard": "server"}).first() is not None
+            if self._witness and not ran_before:
+                self._witness.require_none()
             self.installation = _meta(conn, "installation", lambda: uuid.uuid4().hex[:12])
             self.incarnation = _meta(conn, "incarnation", lambda: uuid.uuid4().hex[:8])
             self.sequence = int(_meta(conn, "sequence", lambda: "0"))
