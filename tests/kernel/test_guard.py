@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,22 @@ def test_a_bound_is_for_one_verb(desk: Desk) -> None:
     each(desk, 20)
     desk.bound("kind:Thing", 5, verb="wipe")
     assert each(desk, 10, first=10) == (0, 10)
+
+
+def test_what_asks_waits_below_every_limit_until_its_digest_is_approved(desk: Desk) -> None:
+    asks = replace(desk.change("x"), ask="somebody has to look")
+    scopes = [guard.Scope("orphans", "a", 0), guard.Scope("kind", "Thing", TOTAL)]
+
+    def plan() -> guard.Verdict:
+        return desk.store.write(lambda tx: guard.decide(tx, key("o"), "uid-o", [asks], scopes, desk.limits))
+
+    verdict = plan()
+    assert (verdict.allowed, verdict.plan, verdict.reason) == ((), "orphans:a", "somebody has to look")
+    desk.bound("orphans:a", 5)
+    assert plan().allowed == ()
+    assert len(desk.plan("other", *(f"t{n}" for n in range(10))).allowed) == 10, "it takes nothing from a budget"
+    desk.approve(next(p for p in desk.held() if p["id"] == "orphans:a"))
+    assert plan().allowed == (asks,)
 
 
 def test_a_refusal_stands_until_somebody_approves_after_all(desk: Desk) -> None:

@@ -83,8 +83,9 @@ def decide(
         return Verdict(tuple(changes))
     limits = tuple(limits)
     passed, refused = _answered(tx, owner_uid, risky, scopes, limits)
-    rest = [c for c in risky if c.digest not in passed and c.digest not in refused]
     waiting = {c.digest: (c, *refused[c.digest]) for c in risky if c.digest in refused}
+    waiting |= {c.digest: (c, scopes[0].id, c.ask) for c in risky if c.ask and c.digest not in {*passed, *refused}}
+    rest = [c for c in risky if c.digest not in passed and c.digest not in waiting]
     fresh = [c for c in rest if c.digest not in previous]
     wait = _gather(tx, owner_uid, fresh, scopes, gather) if gather and limits else 0.0
     if wait:
@@ -198,7 +199,7 @@ def _answered(
             continue
         before = counted.get(f"approval:{row.id}", set())
         if row.verb:
-            able = [d for d, c in by_digest.items() if c.verb == row.verb and d not in passed | before]
+            able = [d for d, c in by_digest.items() if c.verb == row.verb and not c.ask and d not in passed | before]
             named = {d for d in able if d not in refused}
             named = set(sorted(named)[: row.remaining])
             tx.conn.execute(sa.update(_a).where(_a.c.id == row.id).values(remaining=row.remaining - len(named)))

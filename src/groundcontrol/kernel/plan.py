@@ -53,6 +53,9 @@ class Change:
     """Word for the timeline when it was made; the verb when empty."""
     warning: bool = False
     """The timeline entry is a warning, for example because somebody had changed something by hand."""
+    ask: str = ""
+    """Why it waits for a person whatever the limits say; only for what is destructive. An approval of its digest lets
+    it pass, a bound does not."""
 
     @functools.cached_property
     def digest(self) -> str:

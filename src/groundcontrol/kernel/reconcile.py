@@ -201,7 +201,12 @@ class Reconciler(Generic[R]):
         """Told of each change that was not admitted, before `report`; the same one may be told again."""
 
     def authorise(self, tx: Tx, resource: R, change: Change) -> None:
-        """Raise Forbidden when a change of the store is not this reconciler's to make; inside the transaction."""
+        """Raise Forbidden, or Conflict, when a change is not this reconciler's to make. Asked inside the transaction
+        that makes a change of the store, or says that a call outside may come."""
+
+    def keeps(self, resource: R) -> bool:
+        """Whether what it has outside stays there, as nobody's, when the resource goes."""
+        return False
 
 
 @dataclass(frozen=True)

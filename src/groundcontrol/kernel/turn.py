@@ -130,7 +130,7 @@ class Turns:
             plan = reconciler.plan(resource, look) if blocked is None else blocked
             turn = _Turn(resource, plan, confirm_in=confirm_in)
             turn.twice = self._outcomes.made_twice(look)
-            if resource.deleting and reconciler.tears_down and not turn.plan and self._finish(turn, look):
+            if resource.deleting and reconciler.tears_down and not turn.plan and self._finish(reconciler, turn, look):
                 return Outcome()
             self._begin(reconciler, turn)
             self._call(reconciler, turn)
@@ -193,6 +193,7 @@ class Turns:
                     tx.attempt(lambda tx, change=change: self._apply_store(tx, reconciler, turn, change))  # type: ignore[misc]
                     turn.done.append(change)
                 else:
+                    reconciler.authorise(tx, turn.resource, change)
                     turn.intents.append((change, self._announce(tx, turn, change)))
             except GroundError as error:
                 turn.refused.append((change, error.message))
@@ -456,11 +457,13 @@ class Turns:
 
     # ── the end of a resource ─────────────────────────────────────────────────────────────
 
-    def _finish(self, turn: _Turn, look: Look) -> bool:
-        """Let a deleted resource go once everything it had outside is confirmed gone; True when it went."""
+    def _finish(self, reconciler: AnyReconciler, turn: _Turn, look: Look) -> bool:
+        """Let a deleted resource go once everything it had outside is confirmed gone, or is to stay there; True when it
+        went."""
         if turn.plan.waiting or turn.plan.problems or turn.twice or self.store.children(turn.uid):
             return False
-        if any(look.seen(t).truth != "absent" for t in look.claims):
+        stays = reconciler.keeps(turn.resource)
+        if not stays and any(look.seen(t).truth != "absent" for t in look.claims):
             return False
 
         def finish(tx: Tx) -> None:
@@ -471,7 +474,8 @@ class Turns:
             for table in (tables.claims, tables.intents):
                 tx.conn.execute(sa.delete(table).where(table.c.owner_uid == turn.uid))
             tx.audit("kernel", "finalize", turn.key)
-            tx.event(turn.key, turn.uid, "Gone", "everything it had is gone")
+            words = "what it had stays where it is, as nobody's" if stays and claims else "everything it had is gone"
+            tx.event(turn.key, turn.uid, "Gone", words)
             tx.finalize(turn.key, turn.uid)
 
         self.crash_point("before finish")
