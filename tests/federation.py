@@ -11,7 +11,7 @@ from typing import Any
 from groundcontrol.assembly import CAPABILITIES
 from groundcontrol.kernel.accounts import ensure_admin
 from groundcontrol.kernel.resource import Doc, Key, condition
-from groundcontrol.kernel.runtime import Runtime
+from groundcontrol.kernel.runtime import Connect, Runtime
 from groundcontrol.kernel.settings import Settings
 from groundcontrol.ports.hosts import HostInstance
 from groundcontrol.ports.processes import UnitObserved
@@ -33,15 +33,16 @@ class Federation:
         given = {"ledger": {"enabled": False}, "observe": observe, "loop": loop} | settings
         self.settings = Settings.model_validate({"data": str(data), **given})
         self.hosts: dict[str, MemoryHost] = {}
+        self.drivers: dict[str, Connect] = {"memory": self._connect}
+        """A test may put another one in."""
         self.repositories = TwinRepositories()
         self.secret_store = secret_store
         self.web = MemoryWeb()
         self.runtime = self._build()
 
     def _build(self) -> Runtime:
-        drivers = {"memory": self._connect}
         repositories, store = (lambda _: self.repositories), (lambda _: self.secret_store)
-        return Runtime(self.settings, CAPABILITIES, drivers, repositories, store, lambda _: self.web)
+        return Runtime(self.settings, CAPABILITIES, self.drivers, repositories, store, lambda _: self.web)
 
     def _connect(self, name: str, *_: Any) -> HostInstance:
         return HostInstance(self.host(name))

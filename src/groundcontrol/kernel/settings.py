@@ -71,7 +71,7 @@ def _http(url: str) -> str:
 
 def _origin(url: str) -> str:
     parts = urlsplit(url)
-    if _http(url) != url or not url or parts.path or parts.username is not None:
+    if _http(url) != url or not url or parts.path or parts.username is not None or parts.port == 0:
         raise ValueError("not an origin of the form https://host or http://host:port")
     return url
 
@@ -333,7 +333,7 @@ class JoiningSettings(Model):
     them that leads to this machine or to a link-local address is not asked either, unless that address is named."""
     ask_seconds: Annotated[float, Field(ge=0.1, le=60)] = 10.0
     """An address that has not answered by then does not answer."""
-    every_seconds: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    every_seconds: Annotated[float, Field(ge=1, le=600)] = 300.0
     """How long what was asked counts before it is asked again; what went wrong is asked again after a tenth of it."""
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from groundcontrol.capabilities.gitops.queries import preview_plan
 from groundcontrol.capabilities.gitops.reconcile import hook, offer
+from groundcontrol.capabilities.inventory.queries import inventory
 from groundcontrol.interfaces.api.backend import Backend
 from groundcontrol.kernel.errors import Invalid, NotFound, Unavailable
 from groundcontrol.kernel.ledger_sql import parse as parse_query
@@ -41,6 +42,7 @@ def backend(runtime: Runtime) -> Backend:
         propose=lambda subject, wishes, dry: offer(runtime, subject, wishes, dry),
         hooks=lambda provider, name, headers, body: hook(runtime, provider, name, headers, body),
         log_reader=lambda key, index, offset: read_log(runtime, key, index, offset),
+        inventory=lambda subject, site, type_, limit, proceed: inventory(runtime, subject, site, type_, limit, proceed),
         status=lambda subject: status(runtime, subject),
     )
 

@@ -202,5 +202,9 @@ def install(folder: Path, **store_options: Any) -> Installation:
     backend.plans, backend.ledger, backend.log_reader, backend.hooks = board, Facts(), read_log, hook
     backend.source_plan = lambda subject, body: {**plan("preview", "Note alpha/x"), "state": "preview"}
     backend.propose = lambda subject, pairs, dry: calls.append(("propose", subject.name, pairs, dry)) or [PROPOSAL]
+    backend.inventory = lambda subject, site, type_, limit, proceed: {
+        "site": site, "driver": "local", "answers": True, "complete": True, "problems": [], "type": type_, "looked": "",
+        "items": [],
+    }  # fmt: skip
     backend.status = lambda subject: {"who": subject.name}
     return Installation(store, backend, board, calls)

@@ -94,6 +94,8 @@ TABLE: dict[str, Row] = {
     "listSite": (READ_PLATFORM, {}, None),
     "getSite": (READ_PLATFORM, {"name": "bari"}, None),
     **written("Site", WRITE_PLATFORM, {"driver": "local"}, names="bari"),
+    "summariseInventory": (READ_PLATFORM, {"name": "bari"}, None),
+    "listInventory": (READ_PLATFORM, {"name": "bari", "type": "flavor"}, None),
     "confirmLossSite": (WRITE_PLATFORM, {"name": "bari"}, {}),
     "listSource": (READ_PLATFORM, {}, None),
     "getSource": (READ_PLATFORM, {"name": "tree"}, None),

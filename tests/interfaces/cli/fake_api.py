@@ -128,6 +128,8 @@ class FakeApi:
             "problems": [],
         }
         self.proposal: dict[str, Any] = {}
+        self.inventory: dict[str, list[dict[str, Any]]] = {}
+        """Path to its pages, one for each call."""
         self.open = True
         self.url = ""
 
@@ -205,6 +207,8 @@ class FakeApi:
             items = self.events if path == "/events" else self.audit
             after = int(request.query.get("since") or 0)
             return {"items": [item for item in items if item["seq"] > after]}
+        if pages := self.inventory.get(path):
+            return pages.pop(0)
         if path.startswith(("/tokens/", "/accounts/")):
             return {}
         if path.startswith("/plans"):

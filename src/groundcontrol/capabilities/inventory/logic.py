@@ -154,17 +154,16 @@ def evaluate(spec: JoinPolicySpec, known: Known, at: float) -> list[Verdict]:
 
 
 _TOKEN = re.compile(
-    r"(?i)(\b(?:x-)?(?:[a-z]+-)?(?:token|secret|password|passwd|passphrase|api-?key|authorization|credential)s?"
-    r"\b[\"']?\s*[:=]\s*(?:bearer\s+|basic\s+)?)[\"']?[^\s\"',;}]+|\b(bearer|basic)\s+\S+|gAAAAA[\w=-]{20,}"
+    r"(?i)([\w-]*(?:token|secret|passw|passphrase|api[_-]?key|authorization|credential|signature)[\w-]*"
+    r"[\"']?\s*[:=]\s*(?:bearer\s+|basic\s+)?)[\"']?[^\s\"',;}]+|\b(bearer|basic)\s+\S+|gAAAAA[\w=-]{20,}"
     r"|eyJ[\w-]{10,}\.[\w.-]+"
 )
 _ADDRESS = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/?#@\"']*@)?([^\s?#\"'<>]*)([?#][^\s\"'<>]*)?")
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
 
 
 def clean(text: str, most: int = 200) -> str:
     """Short, on one line, and without what looks like a secret: names and queries of addresses, tokens, passwords."""
-    text = _UNSEEN.sub(" ", text[: most * 20])
+    text = "".join(c if c.isprintable() else " " for c in text[: most * 20])
     text = _ADDRESS.sub(lambda m: f"{m[1]}{m[3]}", text)
     text = _TOKEN.sub(lambda m: f"{m[1]}***" if m[1] else "***", text)
     text = " ".join(text.split())

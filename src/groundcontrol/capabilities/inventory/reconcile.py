@@ -25,6 +25,7 @@ from groundcontrol.capabilities.inventory.kinds import (
 from groundcontrol.capabilities.inventory.logic import (
     Dated,
     Known,
+    clean,
     described,
     evaluate,
     identity,
@@ -212,8 +213,8 @@ class SiteReconciler(Reconciler[Site]):
             keep = look.starting and old.judged.get(called) == about
             rules += results(called, evaluate(specs[called], known, look.now), old.joining, now(look.now), keep=keep)
         # What the other side said may repeat what we sent.
-        clean = [r.model_copy(update={"evidence": REVEALED.redact(r.evidence)}) for r in rules]
-        return clean, {p.metadata.name: about for p, about in views}
+        shown = [r.model_copy(update={"evidence": REVEALED.redact(r.evidence)}) for r in rules]
+        return shown, {p.metadata.name: about for p, about in views}
 
     def _questions(
         self, resource: Site, specs: Mapping[str, JoinPolicySpec], snapshot: Snapshot
@@ -311,11 +312,11 @@ def _ready(plan: Plan, snapshot: Snapshot) -> tuple[str, str, str]:
         return "Unknown", "Held", snapshot.held
     if snapshot.reachable:
         if snapshot.problems:
-            return "True", "AnswersWithProblems", "; ".join(snapshot.problems[:3])
+            return "True", "AnswersWithProblems", "; ".join(clean(p) for p in snapshot.problems[:3])
         return "True", "Answers", "the site answers"
     if snapshot.error:
         seen = f", last seen {now(snapshot.ended)}" if snapshot.ended else ""
-        return "Unknown", "Unreachable", f"no answer{seen}: {snapshot.error}"
+        return "Unknown", "Unreachable", f"no answer{seen}: {clean(snapshot.error)}"
     return "Unknown", "NotLooked", "the site has not been looked at yet"
 
 

@@ -52,6 +52,9 @@ Hook = Callable[[str, str, Mapping[str, str], bytes], None]
 """(gitlab | github | gitea, Source, headers in lower case, body). Verifies the secret: Unauthenticated when wrong."""
 LogReader = Callable[[Key, int, int], bytes]
 """(key, index of the instance, offset in bytes) to the next piece of the log; empty at its end. At most about 1 MiB."""
+InventoryReader = Callable[[Subject, str, str, int, str], Doc]
+"""(subject, Site, type or nothing, entries of a page, where to go on) to what is there, as far as the subject may know.
+That it may read the Site was judged before."""
 StatusReader = Callable[[Subject], Doc]
 """What is wrong, as far as this subject may know."""
 
@@ -74,6 +77,7 @@ class Backend:
     propose: Proposer | None = None
     hooks: Hook | None = None
     log_reader: LogReader | None = None
+    inventory: InventoryReader | None = None
     status: StatusReader | None = None
     ready: Callable[[], str] = lambda: ""
     """Why it is not ready to serve; empty when it is. Must return at once."""

@@ -170,6 +170,23 @@ SHAPES: dict[str, Schema] = {
         },
     ),
     "ProposalList": _object("proposals", proposals={"type": "array", "items": _ref("Proposal")}),
+    "Inventory": _object(
+        "site driver answers complete problems type looked items",
+        site=TEXT,
+        driver=TEXT,
+        answers={"type": "boolean", "description": "Whether the site answers now; else this is what it was."},
+        complete={"type": "boolean", "description": "Whether the last listing had everything."},
+        problems={"type": "array", "items": TEXT},
+        type=TEXT,
+        looked={"type": "string", "description": "When this was listed, RFC 3339; empty: never."},
+        total={"type": "integer", "description": "Of all pages, as far as you may see them."},
+        items={
+            "type": "array",
+            "items": _object("id name", open_=True, id=TEXT, name=TEXT),
+            "description": "Things, or one entry for each type with its `count` and when it was listed (`looked`).",
+        },
+        continue_={"type": "string", "description": "Where the next page begins; missing on the last one."},
+    ),
     "ActionInput": {"type": "object", "description": "What the action needs; often nothing."},
     "Change": _object(
         "target verb",

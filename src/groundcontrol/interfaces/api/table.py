@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from groundcontrol.interfaces.api import derive, happened, plans, propose, signin
+from groundcontrol.interfaces.api import derive, happened, inventory, plans, propose, signin
 from groundcontrol.interfaces.api.operation import Operation
 from groundcontrol.kernel.resource import Kinds
 
@@ -14,5 +14,6 @@ def operations(kinds: Kinds) -> list[Operation]:
         *happened.operations(),
         *plans.operations(),
         *propose.operations(),
+        *inventory.operations(),
         *derive.operations(kinds),
     ]

@@ -121,3 +121,9 @@ def plan_ids(ctx: click.Context, incomplete: str) -> Iterable[CompletionItem | s
 @_quiet
 def context_names(ctx: click.Context, incomplete: str) -> Iterable[CompletionItem | str]:
     return sorted(session(ctx).config.contexts)
+
+
+@_quiet
+def site_names(ctx: click.Context, incomplete: str) -> Iterable[CompletionItem | str]:
+    here = session(ctx)
+    return _names(here, here.kinds.resolve("Site"), ctx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from groundcontrol.interfaces.cli.kinds import Target, fetch
 from groundcontrol.interfaces.cli.options import completed_by, namespace_option
 from groundcontrol.interfaces.cli.output import age, as_yaml, indented, paint, safe, say, table
 from groundcontrol.interfaces.cli.session import session
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
 @click.command()
@@ -72,7 +75,7 @@ def _status(doc: Doc) -> Iterator[str]:
     rest = {k: v for k, v in rest.items() if v not in (None, "", [], {})}
     if rest:
         yield _title("Status")
-        yield indented(as_yaml(rest))
+        yield indented(as_yaml(_aged(rest)))
     yield _title("Conditions")
     conditions = status.get("conditions") or []
     for entry in conditions:
@@ -85,6 +88,18 @@ def _status(doc: Doc) -> Iterator[str]:
     seen, wanted = status.get("observedGeneration") or 0, doc["metadata"].get("generation") or 0
     if conditions and seen < wanted:
         yield paint(f"  all this is about generation {seen}; generation {wanted} has not been looked at", "yellow")
+
+
+def _aged(value: Any) -> Any:
+    """The same with how long ago behind every time."""
+    if isinstance(value, dict):
+        return {name: _aged(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_aged(inner) for inner in value]
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        told = age(value)
+        return f"{value} ({told})" if told.startswith("in ") else f"{value} ({told} ago)"
+    return value
 
 
 def condition_in_words(entry: Mapping[str, Any], doc: Doc) -> str:

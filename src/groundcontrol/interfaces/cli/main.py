@@ -22,6 +22,7 @@ SECTIONS = {
         "status": Lazy("status", "What is wrong, since when, who is affected, what is being done."),
         "get": Lazy("get", "List resources, or print some."),
         "describe": Lazy("describe", "Everything about one resource, in words."),
+        "inventory": Lazy("inventory", "What was discovered at a site."),
         "explain": Lazy("explain", "What a kind and its fields mean."),
         "kinds": Lazy("explain", "The kinds there are."),
         "watch": Lazy("get", "Changes as they happen."),
