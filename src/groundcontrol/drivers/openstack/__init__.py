@@ -1,0 +1,1 @@
+"""Clouds that run OpenStack: one region, reached with one service account."""
