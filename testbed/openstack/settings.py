@@ -145,6 +145,9 @@ def _nova(cloud: Cloud, host: str | None) -> Settings:
         "report_interval": 4,
         "service_down_time": 12,
         "allow_resize_to_same_host": False,
+        # Otherwise it waits for three minutes whether something of what it does still ends.
+        "graceful_shutdown_timeout": 4,
+        "manager_shutdown_timeout": 2,
     }
     return joined(
         program,
