@@ -15,6 +15,7 @@ from groundcontrol.kernel.errors import Invalid
 from groundcontrol.kernel.resource import now
 from groundcontrol.kernel.secrets import REVEALED
 from groundcontrol.ports.cloud import CloudInstance, Probe
+from groundcontrol.ports.twins.cloud import MemoryCloud
 from groundcontrol.ports.web import Answered
 from tests.capabilities.inventory.clouds import SayingCloud, endpoint, facts
 from tests.federation import Federation, federation
@@ -309,6 +310,21 @@ def test_services_are_not_placed_on_clouds(fed: Federation) -> None:
     fed.until(lambda: fed.ready("Service", "web", "alpha") == ("False", "Unplaceable"))
     message = fed.get("Service", "web", "alpha")["status"]["conditions"][0]["message"]  # type: ignore[index]
     assert "runs no services" in message
+
+
+def test_the_twin_of_clouds_joins(fed: Federation) -> None:
+    cloud = MemoryCloud()
+    cloud.edit("quota", "p-own", cores=100)
+    cloud.add("flavor", "f-1", name="large", cores=8, memory_mb=16_384, disk_gb=40)
+    fed.drivers["twin"] = lambda *_: CloudInstance(cloud)
+    rule = {"roles": ROLES, "flavors": [{"cores": 8}], "maxSkew": 1, "quotas": [{"resource": "cores", "free": 100}]}
+    fed.apply("JoinPolicy", "federation", {**rule, "zones": ["nova"], "regions": ["memory"]})
+    fed.apply("Site", "bari", {"driver": "twin", "state": "candidate"})
+    joined(fed, "True")
+    fed.apply("Site", "bari", {"driver": "twin", "state": "active"})
+    cloud.lose("flavor", "f-1")
+    joined(fed, "False")
+    assert fed.ready("Site", "bari", type_="Placeable") == ("False", "NotJoined")
 
 
 def test_a_site_made_active_is_closed_until_it_was_judged() -> None:

@@ -76,7 +76,7 @@ CASES: dict[str, tuple[dict[str, Any], Known, str, str]] = {
         "False",
         "401",
     ),
-    "too old": (COMPUTE, known(facts=facts(AT, looked={"endpoints": AT - 3600})), "Unknown", "too long ago"),
+    "too old": (COMPUTE, known(facts=facts(AT, looked={"endpoints": AT - 7300})), "Unknown", "too long ago"),
     "version": ({"versions": [{"service": "compute", "atLeast": "2.79"}]}, known(), "True", "2.96"),
     "version is no text": ({"versions": [{"service": "compute", "atLeast": "2.100"}]}, known(), "False", "2.96"),
     "version too new": ({"versions": [{"service": "compute", "atMost": "2.95"}]}, known(), "False", "2.96"),

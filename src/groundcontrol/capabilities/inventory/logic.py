@@ -31,7 +31,7 @@ from groundcontrol.ports.cloud import PROBES, CloudFacts, Endpoint, Probe, Thing
 from groundcontrol.ports.web import Answered
 
 T = TypeVar("T")
-OLD = 1800.0
+OLD = 7200.0
 """Seconds after which what a cloud said of a type of thing says nothing any more."""
 LOOKED_EVERY = 60.0
 """Seconds by which a time of looking is told anew."""
