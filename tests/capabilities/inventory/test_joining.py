@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from groundcontrol.capabilities.inventory.kinds import closed_to_new
-from groundcontrol.kernel.errors import Invalid
+from groundcontrol.kernel.errors import Conflict, Invalid
+from groundcontrol.kernel.plan import Change, Target
+from groundcontrol.kernel.reconcile import StoreWrite
 from groundcontrol.kernel.resource import now
 from groundcontrol.kernel.secrets import REVEALED
 from groundcontrol.ports.cloud import CloudInstance, Probe
@@ -310,6 +312,24 @@ def test_services_are_not_placed_on_clouds(fed: Federation) -> None:
     fed.until(lambda: fed.ready("Service", "web", "alpha") == ("False", "Unplaceable"))
     message = fed.get("Service", "web", "alpha")["status"]["conditions"][0]["message"]  # type: ignore[index]
     assert "runs no services" in message
+
+
+def test_nothing_is_placed_in_the_moment_a_policy_comes(fed: Federation) -> None:
+    """What was planned a moment before is refused in the transaction that would write it."""
+    fed.sites("host")
+    services = fed.runtime.reconciler("services")
+    spec = {"site": "host", "template": {}}
+    change = Change(Target("store", "Instance", "alpha/x"), "create", {}, payload=StoreWrite({"spec": spec}))
+    meta = {"apiVersion": "ground/v1", "kind": "JoinPolicy", "metadata": {"name": "p"}}
+    rule = fed.runtime.kinds.parse({**meta, "spec": {"zones": ["moon"]}})
+
+    def act(tx: Any) -> None:
+        services.authorise(tx, None, change)
+        tx.create(rule)
+        with pytest.raises(Conflict, match="host takes nothing new: the rules of JoinPolicy p have not been judged"):
+            services.authorise(tx, None, change)
+
+    fed.runtime.store.write(act)
 
 
 def test_the_twin_of_clouds_joins(fed: Federation) -> None:
