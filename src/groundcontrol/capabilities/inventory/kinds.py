@@ -546,8 +546,9 @@ def judgement(policy: Mapping[str, Any], site: Mapping[str, Any]) -> str:
     return hashlib.sha256(encoded.encode()).hexdigest()[:12]
 
 
-def not_joined(site: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -> str:
-    """Why the rules of joining do not let a site be used; empty when they do, or none selects it."""
+def not_joined(site: Mapping[str, Any], policies: Sequence[Mapping[str, Any]], *, brief: bool = False) -> str:
+    """Why the rules of joining do not let a site be used; empty when they do, or none selects it. `brief` names the
+    rules without what was seen, which is for those who may read the site."""
     status = site.get("status") or {}
     for policy in selecting(site, policies):
         name = policy["metadata"]["name"]
@@ -555,7 +556,7 @@ def not_joined(site: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -
             return f"the rules of JoinPolicy {name} have not been judged for it yet"
         rules = [r for r in status.get("joining") or () if r["policy"] == name and r["result"] != "True"]
         if rules:
-            said = "; ".join(f"{r['rule']}: {r['evidence']}" for r in rules[:3])
+            said = "; ".join(r["rule"] if brief else f"{r['rule']}: {r['evidence']}" for r in rules[:3])
             more = f" and {len(rules) - 3} more" if len(rules) > 3 else ""
             what = "do not hold" if any(r["result"] == "False" for r in rules) else "are not known to hold"
             return f"rules of JoinPolicy {name} {what}: {said}{more}"
@@ -568,8 +569,11 @@ def excepted(site: Mapping[str, Any], at: float) -> str:
     return str(exception["reason"]) if exception and seconds(exception["until"]) > at else ""
 
 
-def closed_to_new(site: Mapping[str, Any], policies: Sequence[Mapping[str, Any]], at: float) -> str:
+def closed_to_new(
+    site: Mapping[str, Any], policies: Sequence[Mapping[str, Any]], at: float, *, brief: bool = False
+) -> str:
     """Why nothing new may be placed at a site, for the rules of joining; empty when it may. What runs there goes on.
 
-    `policies` are the documents of all JoinPolicies, `at` is the time in seconds since the epoch."""
-    return "" if excepted(site, at) else not_joined(site, policies)
+    `policies` are the documents of all JoinPolicies, `at` is the time in seconds since the epoch. `brief` is for what
+    tenants read: it names the rules, and not what was seen."""
+    return "" if excepted(site, at) else not_joined(site, policies, brief=brief)

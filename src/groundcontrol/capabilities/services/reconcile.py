@@ -191,7 +191,7 @@ class ServiceReconciler(Reconciler[Service]):
         site = tx.get(Key("Site", "", spec["site"]))
         if site is None:
             raise NotFound(f"site {spec['site']} is gone")
-        if why := closed_to_new(site, [e.doc for e in tx.entries("JoinPolicy")], tx.time):
+        if why := closed_to_new(site, [e.doc for e in tx.entries("JoinPolicy")], tx.time, brief=True):
             raise Conflict(f"site {spec['site']} takes nothing new: {why}")
         if not need.get("cores") and not need.get("memoryMb"):
             return
@@ -312,7 +312,9 @@ def _sites(spec: ServiceSpec, look: Look) -> Iterable[SiteView]:
             "/".join(p for p in (site.spec.topology.datacentre, site.spec.topology.room, site.spec.topology.rack) if p),
             site.status.cores - cores if site.status.cores else float("inf"),
             site.status.memory_mb - memory if site.status.memory_mb else float("inf"),
-            closed_to_new(doc, policies, look.now) if hosts else f"its driver {site.spec.driver} runs no services",
+            closed_to_new(doc, policies, look.now, brief=True)
+            if hosts
+            else f"its driver {site.spec.driver} runs no services",
         )
 
 
