@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,18 +73,28 @@ def doc(store: Store, kind: str, name: str, **spec: Any) -> Doc:
     return store.kinds.parse({"apiVersion": "ground/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 
 
+def refusal(tx: Tx, act: Callable[[Tx], Any]) -> str:
+    """Why a part of a transaction is refused; empty when it is not. (The writer is no place for assertions.)"""
+    try:
+        tx.attempt(act)
+    except Conflict as error:
+        return error.message
+    return ""
+
+
 def test_it_sees_what_the_same_transaction_wrote_at_create_and_at_change(store: Store) -> None:
-    def shelf_and_books(tx: Tx) -> None:
+    def shelf_and_books(tx: Tx) -> str:
         tx.create(doc(store, "Shelf", "a", room=2))
         tx.create(doc(store, "Book", "one", shelf="a"))
         tx.create(doc(store, "Book", "two", shelf="a"))
-        with pytest.raises(Conflict, match="no room on a"):
-            tx.attempt(lambda tx: tx.create(doc(store, "Book", "three", shelf="a")))
+        said = refusal(tx, lambda tx: tx.create(doc(store, "Book", "three", shelf="a")))
         tx.create(doc(store, "Shelf", "b", room=1))
         tx.replace(doc(store, "Book", "two", shelf="b"))
-        tx.create(doc(store, "Book", "three", shelf="a"))
+        if said:
+            tx.create(doc(store, "Book", "three", shelf="a"))
+        return said
 
-    store.write(shelf_and_books)
+    assert store.write(shelf_and_books) == "no room on a"
     assert sorted(e.key.name for e in store.entries("Book")) == ["one", "three", "two"]
     with pytest.raises(Conflict, match="no room on b"):
         store.write(lambda tx: tx.replace(doc(store, "Book", "one", shelf="b")))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from groundcontrol.kernel.rights import Subject
 from groundcontrol.ports.web import Answered
+from groundcontrol.programs.wiring import status
 from tests.federation import Federation, federation
 
 WELL = Answered(status=200, expires=4_000_000_000.0)
@@ -51,6 +53,8 @@ def test_a_site_fails_its_rule_is_not_used_and_says_why_is_mended_and_used_again
     assert "no answer in time" not in why(fed), "what was seen is for those who may read the site"
     told = next(c for c in fed.get("Site", "bari")["status"]["conditions"] if c["type"] == "Placeable")  # type: ignore[index]
     assert "no answer in time" in told["message"]
+    (wrong,) = [w for w in status(fed.runtime, Subject.user("ada"))["wrong"] if w["kind"] == "Site"]
+    assert (wrong["name"], wrong["reason"]) == ("bari", "NotJoined")
     fed.service("anywhere")
     fed.until_ready("Service", "anywhere", "alpha")
     assert {d["spec"]["site"] for d in fed.instances("anywhere")} == {"cnaf"}

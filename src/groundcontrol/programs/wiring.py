@@ -111,6 +111,8 @@ def status(runtime: Runtime, subject: Subject) -> Doc:
             counts[ready["status"]] += 1
             if ready["status"] != "True" and name != "Instance":
                 wrong.append(_trouble(doc, ready))
+            if name == "Site" and (closed := _closed(doc)):
+                wrong.append(_trouble(doc, closed))
     incidents = [
         {"key": str(e.key), **e.doc["spec"], "openedAt": e.doc["status"].get("openedAt", "")}
         for e in runtime.store.entries("Incident")
@@ -127,6 +129,12 @@ def status(runtime: Runtime, subject: Subject) -> Doc:
         "plans": [_held(p) for p in runtime.plans.list("held")] if may_see_plans else [],
         "ledger": {"backlog": backlog.facts, "error": backlog.error} if backlog else None,
     }
+
+
+def _closed(doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Why an active site takes nothing new for the rules of joining; None when it does, or no rule is about it."""
+    told = [c for c in doc["status"]["conditions"] if c["type"] == "Placeable" and c["status"] != "True"]
+    return told[0] if told and doc["spec"].get("state") == "active" else None
 
 
 def _trouble(doc: Mapping[str, Any], ready: Mapping[str, Any]) -> Doc:
