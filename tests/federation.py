@@ -13,9 +13,11 @@ from groundcontrol.kernel.accounts import ensure_admin
 from groundcontrol.kernel.resource import Doc, Key, condition
 from groundcontrol.kernel.runtime import Connect, Runtime
 from groundcontrol.kernel.settings import Settings
+from groundcontrol.ports.cloud import CloudInstance
 from groundcontrol.ports.hosts import HostInstance
 from groundcontrol.ports.processes import UnitObserved
 from groundcontrol.ports.secretstore import SecretStore
+from groundcontrol.ports.twins.cloud import MemoryCloud
 from groundcontrol.ports.twins.processes import MemoryHost
 from groundcontrol.ports.twins.repository import TwinRepositories
 from groundcontrol.ports.twins.web import MemoryWeb
@@ -33,7 +35,8 @@ class Federation:
         given = {"ledger": {"enabled": False}, "observe": observe, "loop": loop} | settings
         self.settings = Settings.model_validate({"data": str(data), **given})
         self.hosts: dict[str, MemoryHost] = {}
-        self.drivers: dict[str, Connect] = {"memory": self._connect}
+        self.clouds: dict[str, MemoryCloud] = {}
+        self.drivers: dict[str, Connect] = {"memory": self._connect, "memory-cloud": self._connect_cloud}
         """A test may put another one in."""
         self.repositories = TwinRepositories()
         self.secret_store = secret_store
@@ -50,6 +53,13 @@ class Federation:
     def host(self, name: str) -> MemoryHost:
         """The host behind a site; it outlives the installation's restarts."""
         return self.hosts.setdefault(name, MemoryHost())
+
+    def _connect_cloud(self, name: str, *_: Any) -> CloudInstance:
+        return CloudInstance(self.cloud(name))
+
+    def cloud(self, name: str) -> MemoryCloud:
+        """The cloud behind a site with the driver `memory-cloud`; it outlives the installation's restarts, too."""
+        return self.clouds.setdefault(name, MemoryCloud())
 
     def open(self) -> Federation:
         """With one person, ada, who may do everything."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from groundcontrol.capabilities import gitops, inventory, monitoring, procedures, secrets, services
+from groundcontrol.capabilities import clouds, gitops, inventory, monitoring, procedures, secrets, services
 from groundcontrol.drivers.git.command import Settings as GitSettings
 from groundcontrol.drivers.git.driver import GitRepositories
 from groundcontrol.drivers.local import driver as local
@@ -21,6 +21,7 @@ CAPABILITIES = (
     inventory.CAPABILITY,
     gitops.CAPABILITY,
     services.CAPABILITY,
+    clouds.CAPABILITY,
     secrets.CAPABILITY,
     monitoring.CAPABILITY,
     procedures.CAPABILITY,

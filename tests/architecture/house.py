@@ -29,6 +29,7 @@ CAPABILITY_EXTRAS = {
     "queries.py": "questions to the ledger",
     "procedures.py": "Runs the capability brings",
     "proposals.py": "changes it offers for review instead of making them",
+    "view.py": "what is known of one resource in one turn, before anything is decided",
     "webhooks.py": "what other programs tell it, turned into facts",
     "pages": "its pages of the web application",
 }

@@ -199,11 +199,20 @@ def said_by(kind: type[Resource]) -> tuple[list[str], list[str]]:
     """(condition types, reasons) that the reconcilers of a kind write, read from their sources."""
     types: set[str] = set()
     reasons: set[str] = set()
-    for reconciler in Reconciler.__subclasses__():
-        if reconciler.kind is kind and reconciler.reports:
-            for node in _walked(reconciler):
+    for reconciler in _below(Reconciler):
+        if getattr(reconciler, "kind", None) is kind and reconciler.reports:
+            # One that is made for several kinds has its code above.
+            code = next(c for c in reconciler.__mro__ if "report" in vars(c))
+            for node in _walked(code):
                 _note(node, types, reasons)
     return sorted(types), sorted(reasons)
+
+
+def _below(thing: type[Any]) -> Iterator[type[Any]]:
+    """All subclasses, and theirs."""
+    for inner in thing.__subclasses__():
+        yield inner
+        yield from _below(inner)
 
 
 def _walked(thing: Any) -> Iterator[ast.AST]:

@@ -37,7 +37,7 @@ MAX_FILE_BYTES = 1 << 20
 SUFFIXES = (".yaml", ".yml")
 _WORD = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
 # What others are made inside of comes first when made and last when taken away.
-_RANK = {"Namespace": 0, "Role": 1, "Secret": 1, "Site": 1}
+_RANK = {"Namespace": 0, "Role": 1, "Secret": 1, "Site": 1, "Project": 1}
 _ORDINARY = 2
 
 

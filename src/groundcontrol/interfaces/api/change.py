@@ -22,7 +22,7 @@ from groundcontrol.kernel.secrets import SECRETIVE, looks_secret
 from groundcontrol.kernel.tx import SERVER, Tx, managed_paths, part
 
 T = TypeVar("T")
-_FIRST = {"Namespace": 0, "Account": 1, "Role": 2, "RoleBinding": 3}
+_FIRST = {"Namespace": 0, "Account": 1, "Role": 2, "RoleBinding": 3, "Project": 4}
 MARKS = "ground/"
 """Annotations that begin so are set by the program."""
 PROPOSING = "`ground apply --propose`, `ground edit --propose`, POST /api/v1/propose"
