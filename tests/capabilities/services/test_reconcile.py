@@ -124,12 +124,10 @@ def test_a_bad_update_is_rolled_back(fed: Federation) -> None:
     fed.service("web", env={"V": "1"}, update={"deadline": 1})
     fed.until_ready("Service", "web", "alpha")
     good = only(fed).id
+    for host in fed.hosts.values():
+        host.ails = lambda spec: "it says 500" if spec.env.get("V") == "2" else ""
     fed.service("web", env={"V": "2"}, update={"deadline": 1})
     fed.until(lambda: len(fed.units()) == 2)
-    for host in fed.hosts.values():
-        for unit in host.look().units:
-            if unit.id != good:
-                host.set_health(unit.id, False, "it says 500")
     fed.until(lambda: fed.ready("Service", "web", "alpha") == ("False", "RolledBack"))
     fed.until(lambda: [u.id for u in fed.units()] == [good])
     fed.service("web", env={"V": "1"}, update={"deadline": 1})

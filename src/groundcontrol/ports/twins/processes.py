@@ -55,6 +55,8 @@ class MemoryHost(Processes):
         self.clock = clock
         self.calls: list[tuple[str, str]] = []
         """(call, unit id) of everything that was asked, faulty or not."""
+        self.ails: Callable[[UnitSpec], str] = lambda spec: ""
+        """What is wrong with such a unit as soon as it runs; empty when it is healthy."""
         self._cores, self._memory_mb, self._isolates = cores, memory_mb, isolates_users
         self._units: dict[str, UnitObserved] = {}
         self._wanted: dict[str, UnitSpec] = {}
@@ -308,7 +310,7 @@ class MemoryHost(Processes):
 
     def _run(self, unit: UnitObserved) -> UnitObserved:
         self._next_pid += 1
-        now, probed = self.clock(), unit.spec.check.kind != "none"
+        now, probed, ails = self.clock(), unit.spec.check.kind != "none", self.ails(unit.spec)
         return self._put(
             unit,
             state="running",
@@ -316,8 +318,8 @@ class MemoryHost(Processes):
             started=now,
             starts=unit.starts + 1,
             revision=unit.revision + 1,
-            healthy=True if probed else None,
-            health_message="",
+            healthy=not ails if probed else None,
+            health_message=ails,
             health_since=now if probed else 0.0,
             probed=now if probed else 0.0,
         )
