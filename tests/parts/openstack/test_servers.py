@@ -84,12 +84,12 @@ def test_shelve_and_unshelve(site: Site, server: Any) -> None:
 
 
 def test_a_locked_server_is_left_alone(site: Site, server: Any) -> None:
-    # Members may lock, and their lock holds against others: an administrator's holds against them.
-    site.admin.compute.lock_server(server, locked_reason="kept for the audit")
+    # A lock holds against everybody but administrators, also against whoever made it.
+    site.member.compute.lock_server(server, locked_reason="kept for the audit")
     with pytest.raises(exceptions.ConflictException, match="locked"):
         site.member.compute.stop_server(server)
     assert site.see(server).is_locked
-    site.admin.compute.unlock_server(server)
+    site.member.compute.unlock_server(server)
     assert site.see(server).status == "ACTIVE"
 
 
