@@ -19,7 +19,15 @@ from tests.docs.conftest import Place
 from tests.docs.markdown import GUIDES, REPOSITORY, Block, blocks
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
-RUN = ("getting-started.md", "gitops.md", "services.md", "runs.md", "plans-and-approval.md", "operating.md", "joining.md")
+RUN = (
+    "getting-started.md",
+    "gitops.md",
+    "services.md",
+    "runs.md",
+    "plans-and-approval.md",
+    "operating.md",
+    "joining.md",
+)
 """Guides that are followed from top to bottom, in this order, on one server."""
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(GUIDES.glob("*.md"))]
 NOT_RUN = {
