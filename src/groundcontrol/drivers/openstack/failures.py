@@ -35,7 +35,7 @@ _WORDS: tuple[tuple[str, RefusalCause], ...] = (
         r"|(invalid|bad) image|imageref|image is .*(invalid|unavailable)",
         "BadImage",
     ),
-    (r"still attached|in[- ]use|has .*attachments|ports? still in use|has (one or more )?ports", "InUse"),
+    (r"still attached|in[- ]use|has .*attachments|must not be migrating, attached|has (one or more )?ports", "InUse"),
 )
 _COMPILED = tuple((re.compile(words, re.IGNORECASE), cause) for words, cause in _WORDS)
 
@@ -129,6 +129,8 @@ def _conflict(message: str, told: str) -> GroundError:
         return AlreadyExists(message)
     if re.search(r"in ?use|has .*ports|still attached|attachments|protected", told, re.IGNORECASE):
         return Refused(message, cause="InUse")
+    if re.search(r"conflicts? with allocation pool|overlaps", told, re.IGNORECASE):
+        return Refused(message, cause="InvalidRequest")  # of the request with itself, or with what will stay
     if cause_of(told) == "NoValidHost":
         return Refused(message, cause="NoValidHost")
     return Conflict(message)

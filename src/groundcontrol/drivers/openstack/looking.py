@@ -78,7 +78,7 @@ class Looking:
         self._parts = [
             *(Part(name, self._shelves_of(types), self._any_due(types)) for name, types in GROUPS.items()),
             Part("hosts", self._hosts, lambda: self._fact_due("services", SERVICES_EVERY)),
-            Part("quotas", self._quotas, lambda: self._fact_due("quotas", FACTS_EVERY / 2)),
+            Part("quotas", self._quotas, lambda: self._fact_due("quotas", FACTS_EVERY)),
             Part("endpoints", self._endpoints, lambda: self._fact_due("endpoints", FACTS_EVERY)),
         ]
         self._news = threading.Condition()
@@ -129,6 +129,14 @@ class Looking:
     def touch(self, type: str, id: str = "") -> None:
         """Something of this type was changed by us, or may have been; empty: it is not known which."""
         self.shelves[type].touch(id)
+        with self._news:
+            self._hurry = True
+            self._news.notify_all()
+
+    def hurry(self, what: str) -> None:
+        """A fact was changed by us: ask for it at once."""
+        self._tried.pop({"quota": "quotas"}.get(what, what), None)
+        self.known.quota_at.clear()
         with self._news:
             self._hurry = True
             self._news.notify_all()
@@ -328,7 +336,7 @@ class Looking:
                         raise
                 self.known.quota_at[id] = at
 
-        self._ask("quotas", FACTS_EVERY / 2, quotas)
+        self._ask("quotas", FACTS_EVERY, quotas)
 
     # ── telling ─────────────────────────────────────────────────────────────────────────────────────────────────
 

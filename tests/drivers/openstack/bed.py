@@ -1,0 +1,77 @@
+"""A bed of `tests/contracts/test_cloud.py` on a real cloud: what there is to make things of, found by looking."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import secrets
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from groundcontrol.drivers.openstack.driver import OpenStack
+from groundcontrol.ports.cloud import Thing
+from tests.drivers.openstack.clouds import opened
+
+SIZE = 1 << 16
+
+
+class _Image(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = bytes(SIZE)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        """Tests say nothing."""
+
+
+@functools.cache
+def image_server() -> str:
+    """Where images are fetched from. Glance fetches from ports 80 and 443 only."""
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 80), _Image)
+    except OSError as error:
+        pytest.skip(f"port 80 is not ours to have: {error}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return "http://127.0.0.1/small.raw"
+
+
+@functools.cache
+def cloud_of(name: str) -> OpenStack:
+    """One connection for all tests with this cloud."""
+    return opened(f"{name}-admin", pollSeconds="0.5", lookSeconds="30", callsPerMinute="6000")
+
+
+def smallest(things: list[Thing]) -> list[Thing]:
+    return sorted(things, key=lambda t: (t.fields["memory_mb"], t.fields["disk_gb"]))
+
+
+@contextlib.contextmanager
+def real(name: str) -> Iterator[dict[str, Any]]:
+    """The parts of a bed; two flavors are made when there are not enough small ones."""
+    cloud = cloud_of(name)
+    seen = cloud.look().things
+    image = next(t for t in seen if t.type == "image" and t.state == "ready" and t.fields["visibility"] == "public")
+    outside = next(t for t in seen if t.type == "network" and t.fields.get("external"))
+    flavors = smallest([t for t in seen if t.type == "flavor" and t.mark is None and t.fields["disk_gb"]])
+    yield {
+        "cloud": cloud,
+        "flavor": flavors[0].id,
+        "other_flavor": flavors[1].id,
+        "image": image.id,
+        "external": outside.id,
+        "source": image_server(),
+        "patience": 120.0,
+    }
+
+
+def random_name() -> str:
+    return f"driver-{secrets.token_hex(4)}"
