@@ -50,7 +50,8 @@ class Running:
     def configure(self) -> None:
         """Write every file that a process reads."""
         cloud, etc = self.cloud, self.cloud.etc
-        for name in ("images", "volumes", "locks", "cinder/conversion", "nginx", "swift/d1", *cloud.hosts):
+        folders = ("images", "staging", "tasks", "volumes", "locks", "cinder/conversion", "nginx", "swift/d1")
+        for name in (*folders, *cloud.hosts):
             (cloud.state / name).mkdir(parents=True, exist_ok=True)
         for folder in (cloud.run, cloud.logs):
             folder.mkdir(parents=True, exist_ok=True)

@@ -128,6 +128,9 @@ def glance(cloud: Cloud) -> Settings:
             "paste_deploy": {"flavor": "keystone", "config_file": packaged(cloud, "glance/glance-api-paste.ini")},
             "glance_store": {"default_backend": "files"},
             "files": {"filesystem_store_datadir": cloud.state / "images"},
+            # What Glance fetches itself comes through here.
+            "os_glance_staging_store": {"filesystem_store_datadir": cloud.state / "staging"},
+            "os_glance_tasks_store": {"filesystem_store_datadir": cloud.state / "tasks"},
         },
     )
 
