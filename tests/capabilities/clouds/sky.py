@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from groundcontrol.kernel.resource import Doc
+from groundcontrol.kernel.resource import Doc, condition
 from groundcontrol.ports.cloud import Thing
 from groundcontrol.ports.twins.cloud import MemoryCloud
 from tests.federation import Federation, federation
@@ -22,7 +22,7 @@ class Sky:
         self.fed, self.cloud = fed, cloud
 
     def apply(self, kind: str, name: str, /, namespace: str = "alpha", **spec: Any) -> Doc:
-        where = {"site": "bari"} | ({"project": "lab"} if namespace else {})
+        where: Doc = {"site": "bari"} | ({"project": "lab"} if namespace else {})
         return self.fed.apply(kind, name, where | spec, namespace)
 
     def server(self, name: str = "web", /, **spec: Any) -> Doc:
@@ -49,6 +49,20 @@ class Sky:
         (thing,) = self.made(type)
         return thing
 
+    def said(self, kind: str, name: str, words: str, namespace: str = "alpha") -> None:
+        """Wait until `Ready` says these words."""
+
+        def holds() -> bool:
+            doc = self.fed.get(kind, name, namespace)
+            return doc is not None and words in condition(doc, "Ready")["message"]
+
+        self.fed.until(holds, words)
+
+    def listed(self, type: str, id: str) -> None:
+        """Wait until the newest snapshot has it, as it is in the cloud."""
+        world = self.fed.runtime.world
+        self.fed.until(lambda: world.snapshot("site/bari").items.get((type, id)) == self.cloud.get(type, id))
+
     def calls(self, *calls: str) -> list[tuple[str, str, str]]:
         return [c for c in self.cloud.calls if c[0] in calls]
 
@@ -74,12 +88,13 @@ def declare(sky: Sky) -> None:
 
 
 @contextmanager
-def sky(data: Path, **settings: Any) -> Iterator[Sky]:
+def sky(data: Path, *, declare_site: bool = True, **settings: Any) -> Iterator[Sky]:
     """An installation whose site `bari` is a cloud, with the project `lab` of the namespace `alpha`."""
     with federation(data, **settings) as fed:
         cloud = fed.cloud("bari")
         furnish(cloud)
         fed.runtime.turns._outcomes._seconds = 0.1
         found = Sky(fed, cloud)
-        declare(found)
+        if declare_site:
+            declare(found)
         yield found

@@ -34,6 +34,8 @@ def proposed(
     wish = kept(kind, doc, thing, drift) if doc else None
     if doc is None or wish is None:
         return Answer("True", "Proposed", f"{words}; the spec cannot say that: put it back, or change the spec {mark}")
+    if look.get_any("Source", doc["metadata"]["annotations"].get("ground/source", "")) is None:
+        return Answer("True", "Proposed", f"{words}; no Source declares it: change the spec to keep that {mark}")
     try:
         settled, said = suggest(doc, wish, resource.key)
     except GroundError as error:

@@ -242,8 +242,8 @@ class CloudReconciler(Reconciler[CloudResource]):
 
     def _failed(self, resource: CloudResource, target: Target, thing: Thing) -> Plan:
         retry, status = getattr(resource.spec, "retry", None), resource.status
-        if status.id != thing.id:
-            return Plan(again=0.1)  # it is written down first: attempts are counted
+        if (status.id, status.state) != (thing.id, "failed"):
+            return Plan(again=0.1)  # it is written down first: attempts are counted, and causes kept
         mine = thing.mark is not None and thing.mark.owner == resource.metadata.uid
         if retry is None or not mine or status.built == thing.id or resource.spec.adopt == thing.id:
             return Plan()

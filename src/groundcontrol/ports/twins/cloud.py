@@ -124,7 +124,7 @@ class MemoryCloud(Cloud):
 
     # ------------------------------------------------------------------------------------------------ by hand
 
-    def add(self, type: str, id: str = "", *, project: str = "", state: State = "ready", **fields: Any) -> str:
+    def add(self, type: str, id: str = "", /, *, project: str = "", state: State = "ready", **fields: Any) -> str:
         """A thing somebody else made: it is there at once. Its id."""
         with self._condition:
             id = id or f"{type}-{next(self._numbers)}"
@@ -139,7 +139,7 @@ class MemoryCloud(Cloud):
             self._bump()
             return id
 
-    def edit(self, type: str, id: str, **fields: Any) -> None:
+    def edit(self, type: str, id: str, /, **fields: Any) -> None:
         """Change fields behind everybody's back."""
         with self._condition:
             thing = self._need(type, id)
@@ -149,7 +149,7 @@ class MemoryCloud(Cloud):
             else:
                 self._put(msgspec.structs.replace(thing, fields={**thing.fields, **fields}))
 
-    def alter(self, type: str, id: str, **parts: Any) -> None:
+    def alter(self, type: str, id: str, /, **parts: Any) -> None:
         """Change what is told of a thing beside its fields: state, fault, mark, created, …"""
         with self._condition:
             self._put(msgspec.structs.replace(self._need(type, id), **parts))
@@ -338,7 +338,7 @@ class MemoryCloud(Cloud):
                 case "extend":
                     self._changed(thing, {"size": arguments["size"]})
                 case "console":
-                    return {"output": f"{thing.name} has started\n"}
+                    return {"text": f"{thing.name} has started\n"}
                 case "reset-state":
                     self._put(msgspec.structs.replace(thing, state="ready", status="ACTIVE", fault=""))
                 case _:
@@ -419,12 +419,12 @@ class MemoryCloud(Cloud):
         """What a thing that was asked for ends as."""
         if thing.type != "server":
             return msgspec.structs.replace(thing, state="ready", status="available")
-        ordered = self._builds.pop(0) if self._builds else None
+        ordered, cause = self._builds.pop(0) if self._builds else None, ""
         flavor = self._things.get(("flavor", str(thing.fields.get("flavor"))))
         if ordered is None and flavor is not None and int(flavor.fields.get("cores", 0)) > self.largest:
-            ordered = "No valid host was found. There are not enough hosts available."
+            ordered, cause = "No valid host was found. There are not enough hosts available.", "NoValidHost"
         if ordered is not None:
-            return msgspec.structs.replace(thing, state="failed", status="ERROR", fault=ordered)
+            return msgspec.structs.replace(thing, state="failed", status="ERROR", fault=ordered, cause=cause)
         state: State = "off" if thing.fields["power"] == "off" else "ready"
         return msgspec.structs.replace(thing, state=state, status="SHUTOFF" if state == "off" else "ACTIVE", host="h1")
 
