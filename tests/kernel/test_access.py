@@ -404,7 +404,7 @@ _where = st.builds(
 _right = st.builds(
     lambda kinds, verbs, where: Right(Allowed(frozenset(kinds), frozenset(verbs)), where, ""),
     st.sets(st.sampled_from(["*", "Thing", "Role"]), min_size=1),
-    st.sets(st.sampled_from(["*", "get", "update", "approve", "actions", "shake"]), min_size=1),
+    st.sets(st.sampled_from(["*", "get", "update", "approve", "actions", "shake", "migrate"]), min_size=1),
     _where,
 )
 
@@ -413,8 +413,21 @@ _right = st.builds(
 def test_what_is_held_allows_everything_that_is_handed_on(own: Any, wanted: Any) -> None:
     if first_missing(own, wanted) is not None:
         return
-    for verb in ("get", "update", "approve", "shake", "other"):
+    for verb in ("get", "update", "approve", "shake", "migrate", "other"):
         for kind in ("Thing", "Role", "Site"):
             for namespace in ("", "a", "b", "c", "in-a", "in-b", "in-c", "elsewhere"):
                 if any(r.allows(verb, kind, namespace, "x", {}) for r in wanted):
                     assert any(r.allows(verb, kind, namespace, "x", {}) for r in own)
+
+
+def test_actions_do_not_stand_for_what_reaches_below_a_place() -> None:
+    where = Where(True, frozenset(), frozenset(), frozenset(), frozenset())
+    kinds = frozenset({"*"})
+    actions, named, every = (
+        Right(Allowed(kinds, frozenset({v})), where, "") for v in ("actions", "live-migrate", "*")
+    )
+    assert actions.covers("reboot", "Server")
+    assert not actions.covers("live-migrate", "Server")
+    assert named.covers("live-migrate", "Server")
+    assert every.covers("live-migrate", "Server")
+    assert first_missing((actions,), (named,)) is not None

@@ -112,7 +112,8 @@ class Rule(Model):
     """Names of kinds. `*`: all but Namespace, Account, Role and RoleBinding, which must be named. `Plan`, `Audit` and
     `Ledger` can be named too."""
     verbs: list[str] = Field(min_length=1, max_length=64)
-    """get, list, watch, create, update, delete, approve, log, an action, `actions` for all of them, or `*`."""
+    """get, list, watch, create, update, delete, approve, log, an action, `actions` for all of them but those that reach
+    below a place (migrate, live-migrate, evacuate, enable-host, disable-host), or `*`."""
 
 
 class RoleSpec(Model):

@@ -14,7 +14,9 @@ from groundcontrol.kernel.resource import Doc, selector
 ACCESS_KINDS = frozenset({"Namespace", "Account", "Role", "RoleBinding"})
 READING = frozenset({"get", "list", "watch"})
 VERBS = READING | {"create", "update", "delete", "approve", "log"}
-"""Every other verb is an action of a kind; a rule may say `actions` for all of those."""
+"""Every other verb is an action of a kind; a rule may say `actions` for all of those but the `RESERVED` ones."""
+RESERVED = frozenset({"migrate", "live-migrate", "evacuate", "enable-host", "disable-host"})
+"""Actions that reach below a place, to the machines that many places share: a rule names them, or says `*`."""
 SCOPES = frozenset({"read", "write", "approve", "admin"})
 
 
@@ -115,7 +117,7 @@ class Right(NamedTuple):
     def covers(self, verb: str, kind: str) -> bool:
         kinds, verbs = self.rule
         return (kind in kinds or ("*" in kinds and kind not in ACCESS_KINDS)) and (
-            verb in verbs or "*" in verbs or ("actions" in verbs and verb not in VERBS and verb != "*")
+            verb in verbs or "*" in verbs or ("actions" in verbs and verb not in VERBS | RESERVED and verb != "*")
         )
 
     def allows(self, verb: str, kind: str, namespace: str, name: str, labels: Mapping[str, str]) -> bool:
