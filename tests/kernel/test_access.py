@@ -423,9 +423,7 @@ def test_what_is_held_allows_everything_that_is_handed_on(own: Any, wanted: Any)
 def test_actions_do_not_stand_for_what_reaches_below_a_place() -> None:
     where = Where(True, frozenset(), frozenset(), frozenset(), frozenset())
     kinds = frozenset({"*"})
-    actions, named, every = (
-        Right(Allowed(kinds, frozenset({v})), where, "") for v in ("actions", "live-migrate", "*")
-    )
+    actions, named, every = (Right(Allowed(kinds, frozenset({v})), where, "") for v in ("actions", "live-migrate", "*"))
     assert actions.covers("reboot", "Server")
     assert not actions.covers("live-migrate", "Server")
     assert named.covers("live-migrate", "Server")
