@@ -42,6 +42,7 @@ from groundcontrol.ports.cloud import (
     State,
     Thing,
 )
+from groundcontrol.ports.twins import cloud_acts
 
 Moment = Literal["before", "after"]
 GLOBAL = frozenset({"project", "flavor", "quota", "keypair"})
@@ -341,8 +342,10 @@ class MemoryCloud(Cloud):
                     return {"text": f"{thing.name} has started\n"}
                 case "reset-state":
                     self._put(msgspec.structs.replace(thing, state="ready", status="ACTIVE", fault=""))
+                case "snapshot":
+                    return self._snapshot(thing, arguments)
                 case _:
-                    self._changed(thing, {})
+                    self._go(thing, cloud_acts.course(thing, verb, arguments))
             return {}
 
     def delete(self, type: str, id: str) -> None:
@@ -389,6 +392,21 @@ class MemoryCloud(Cloud):
     def _put(self, thing: Thing) -> None:
         self._things[thing.type, thing.id] = msgspec.structs.replace(thing, updated=self.clock())
         self._bump()
+
+    def _go(self, thing: Thing, course: cloud_acts.Course | None) -> None:
+        if course is None:
+            self._put(thing)
+            return
+        self._put(course.meanwhile)
+        self._later(thing, lambda _: course.then)
+
+    def _snapshot(self, thing: Thing, given: Mapping[str, Any]) -> dict[str, Any]:
+        if thing.type == "volume":
+            return {"snapshot": f"snapshot-{next(self._numbers)}"}
+        image = cloud_acts.image_of(thing, f"image-{next(self._numbers)}", given, self.clock())
+        self._put(image)
+        self._later(image, self._finish)
+        return {"image": image.id}
 
     def _drop(self, item: Item) -> None:
         del self._things[item]
