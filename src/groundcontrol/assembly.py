@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from groundcontrol.capabilities import clouds, gitops, inventory, monitoring, procedures, secrets, services
+from groundcontrol.capabilities import (
+    clouds,
+    gitops,
+    inventory,
+    monitoring,
+    orphans,
+    procedures,
+    secrets,
+    services,
+)
 from groundcontrol.drivers.git.command import Settings as GitSettings
 from groundcontrol.drivers.git.driver import GitRepositories
 from groundcontrol.drivers.local import driver as local
@@ -22,6 +31,7 @@ CAPABILITIES = (
     gitops.CAPABILITY,
     services.CAPABILITY,
     clouds.CAPABILITY,
+    orphans.CAPABILITY,
     secrets.CAPABILITY,
     monitoring.CAPABILITY,
     procedures.CAPABILITY,

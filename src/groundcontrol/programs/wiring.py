@@ -109,7 +109,7 @@ def status(runtime: Runtime, subject: Subject) -> Doc:
             ready = condition(doc, "Ready")
             counts = kinds.setdefault(name, {"True": 0, "False": 0, "Unknown": 0})
             counts[ready["status"]] += 1
-            if ready["status"] != "True" and name != "Instance":
+            if ready["status"] != "True" and not kind.info.internal:
                 wrong.append(_trouble(doc, ready))
             if name == "Site" and (closed := _closed(doc)):
                 wrong.append(_trouble(doc, closed))

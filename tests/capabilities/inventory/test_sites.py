@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from groundcontrol.capabilities.inventory.kinds import TRANSITIONS, Site
-from groundcontrol.capabilities.inventory.logic import identity, strays
+from groundcontrol.capabilities.inventory.logic import identity
 from groundcontrol.kernel.errors import Invalid
 from tests.federation import Federation, federation
 
@@ -114,11 +114,3 @@ def test_what_makes_a_connection_another_one() -> None:
     assert identity(spec) == identity(spec.model_copy(update={"region": "south"}))
     for name, value in (("endpoint", "https://x"), ("credentials", "secret:a/b"), ("options", {"a": "b"})):
         assert identity(spec) != identity(spec.model_copy(update={name: value}))
-
-
-def test_strays_are_sorted_and_say_whose_they_are() -> None:
-    units = [("b", {"installation": "i", "owner": "gone", "owner_key": "alpha/x"}), ("a", {})]
-    assert strays([*units, ("c", {"installation": "i", "owner": "o"})], "i", {"o"}) == [
-        "a: not of this installation (of nobody)",
-        "b: made for alpha/x, which is gone",
-    ]

@@ -172,7 +172,8 @@ class SiteStatus(Status):
     instances: int = 0
     """Instances placed here."""
     strays: list[str] = Field(default_factory=list)
-    """Things of this installation found here that nobody wants, and things that are not ours; left alone."""
+    """Things of this installation found here that nobody wants, and things that are not ours, a hundred at most; left
+    alone. `ground get orphans` lists all of them."""
     regions: list[str] = Field(default_factory=list)
     """Regions the cloud has."""
     zones: list[str] = Field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -43,17 +43,6 @@ def identity(spec: SiteSpec) -> str:
     """What makes a connection another one."""
     parts = [spec.driver, spec.endpoint, spec.credentials or "", *(f"{k}={v}" for k, v in sorted(spec.options.items()))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def strays(tags_by_unit: Iterable[tuple[str, dict[str, str]]], installation: str, wanted: set[str]) -> list[str]:
-    """What is at a site and not ours, or ours and wanted by nobody; one sentence each."""
-    found = []
-    for unit, tags in tags_by_unit:
-        if tags.get("installation") != installation:
-            found.append(f"{unit}: not of this installation (of {tags.get('installation') or 'nobody'})")
-        elif tags.get("owner", "") not in wanted:
-            found.append(f"{unit}: made for {tags.get('owner_key') or 'something'}, which is gone")
-    return sorted(found)
 
 
 def described(facts: CloudFacts, counts: Mapping[str, int], looked_before: Mapping[str, str]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from groundcontrol.capabilities.inventory.logic import (
     joined,
     placed,
     results,
-    strays,
 )
+from groundcontrol.kernel.claims import owners_at
 from groundcontrol.kernel.errors import GroundError
 from groundcontrol.kernel.plan import Plan
 from groundcontrol.kernel.reconcile import Look, Reconciler, Report, Watch, conditions
@@ -42,7 +42,6 @@ from groundcontrol.kernel.secrets import REVEALED
 from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.world import DriverInstance, Snapshot, World
 from groundcontrol.ports.cloud import CloudFacts, Joining, Probe
-from groundcontrol.ports.processes import HostObserved
 from groundcontrol.ports.web import Answered, Web
 
 log = logging.getLogger(__name__)
@@ -142,13 +141,17 @@ def _all_sites(doc: Doc, store: Store) -> Iterable[Key]:
     return [e.key for e in store.entries("Site")]
 
 
+def _its_site(doc: Doc, store: Store) -> Iterable[Key]:
+    return [Key("Site", "", doc["spec"]["site"])]
+
+
 class SiteReconciler(Reconciler[Site]):
     """A site has nothing to be made; it is connected, looked at, and only let go when nothing of ours is there."""
 
     name = "sites"
     kind = Site
     tears_down = True
-    watches = (Watch("JoinPolicy", _all_sites),)
+    watches = (Watch("JoinPolicy", _all_sites), Watch("Orphan", _its_site))
 
     def __init__(
         self, world: World, connect: Callable[[Site], DriverInstance], asking: Asking, web: Web | None = None
@@ -161,7 +164,8 @@ class SiteReconciler(Reconciler[Site]):
     def plan(self, resource: Site, look: Look) -> Plan:
         name = instance_name(resource.metadata.name)
         here = [e.key.name for e in look.entries("Instance") if e.doc["spec"]["site"] == resource.metadata.name]
-        if resource.deleting and not here:
+        owned = self._owned(name, look) if resource.deleting else 0
+        if resource.deleting and not (here or owned):
             self._world.detach(name)
             self._asking.forget(resource.metadata.name)
             return Plan()
@@ -172,14 +176,25 @@ class SiteReconciler(Reconciler[Site]):
             except GroundError as error:
                 return Plan(problems=(error.message,), again=5.0)
         if resource.deleting:
-            return Plan(waiting=f"{len(here)} instances are still placed here", again=1.0)
+            what = (
+                f"{len(here)} instances are still placed here" if here else f"{owned} things here belong to resources"
+            )
+            return Plan(waiting=what, again=1.0)
         return Plan()
+
+    def _owned(self, instance: str, look: Look) -> int:
+        """How many things of a driver instance belong to resources, which cannot be taken down without it."""
+        with look.reading() as conn:
+            return len(owners_at(conn, instance))
 
     def report(self, resource: Site, plan: Plan, look: Look) -> Report:
         name = instance_name(resource.metadata.name)
         snapshot = look.snapshot(name)
         here = [d for e in look.entries("Instance") if (d := e.doc)["spec"]["site"] == resource.metadata.name]
-        fields = _counted(resource, snapshot, here, look.installation)
+        fields = _counted(resource, snapshot, here)
+        nobodys = [e.doc for e in look.entries("Orphan")]
+        lines = sorted(d["status"].get("about", "") for d in nobodys if d["spec"]["site"] == resource.metadata.name)
+        fields["strays"] = [line for line in lines if line][:100]
         answers: dict[str, Any] = {"Ready": _ready(plan, snapshot)}
         events: tuple[tuple[str, str, bool], ...] = ()
         site, policies = resource.as_doc(), [e.doc for e in look.entries("JoinPolicy")]
@@ -283,7 +298,7 @@ def _is_alive(answer: Answered) -> bool:
     return not answer.problem and 200 <= answer.status < 400
 
 
-def _counted(resource: Site, snapshot: Snapshot, here: list[Doc], installation: str) -> dict[str, Any]:
+def _counted(resource: Site, snapshot: Snapshot, here: list[Doc]) -> dict[str, Any]:
     """The fields of the status that say what is there and how much of it is used."""
     needs = [d["spec"]["template"].get("resources", {}) for d in here]
     fields: dict[str, Any] = {
@@ -296,10 +311,7 @@ def _counted(resource: Site, snapshot: Snapshot, here: list[Doc], installation: 
     if facts:
         fields["cores"] = min(capacity.cores or facts.cores, facts.cores)
         fields["memory_mb"] = min(capacity.memory_mb or facts.memory_mb, facts.memory_mb)
-    if isinstance(facts, HostObserved):
-        wanted = {d["metadata"]["uid"] for d in here}
-        fields["strays"] = strays(((u.id, u.tags) for u in facts.units), installation, wanted)[:100]
-    elif isinstance(facts, CloudFacts):
+    if isinstance(facts, CloudFacts):
         counts = Counter(type_ for type_, _ in snapshot.items)
         fields |= described(facts, counts, resource.status.looked)
     return fields
