@@ -258,18 +258,23 @@ def test_no_secret_of_ours_comes_back_in_evidence(fed: Federation, clouds: dict[
 
 
 def test_a_restart_keeps_what_was_found_until_it_is_looked_at_again(
-    fed: Federation, clouds: dict[str, SayingCloud]
+    tmp_path: Path, clouds: dict[str, SayingCloud]
 ) -> None:
-    policy(fed)
-    site(fed)
-    joined(fed, "True")
-    since = rules(fed)["roles"]["since"]
-    events = len(fed.events("NotJoined"))
-    fed.restart()
-    fed.until(lambda: fed.ready("Site", "bari") == ("True", "Answers"))
-    joined(fed, "True")
-    assert rules(fed)["roles"]["since"] == since
-    assert len(fed.events("NotJoined")) == events, "a restart is no news of a site"
+    observe = {"wait_seconds": 0.5, "stale_after_seconds": 30.0, "vanished_share": 0.5}
+    with federation(tmp_path, observe=observe) as fed:
+        fed.drivers["saying"] = lambda name, *_: CloudInstance(clouds[name])  # type: ignore[arg-type]
+        fed.web.answers[URL] = WELL
+        policy(fed)
+        site(fed)
+        joined(fed, "True")
+        fed.settled()
+        since, asked = {r["since"] for r in rules(fed).values()}, len(clouds["bari"].probed)
+        fed.restart()
+        fed.until(lambda: len(clouds["bari"].probed) >= asked + 2, "the new program has looked, and asked")
+        fed.settled()
+        joined(fed, "True")
+        assert {r["since"] for r in rules(fed).values()} == since
+        assert fed.events("NotJoined") == [], "a restart is no news of a site"
 
 
 def test_a_policy_sums_up(fed: Federation, clouds: dict[str, SayingCloud]) -> None:

@@ -328,6 +328,13 @@ def test_what_is_plain_stays_readable() -> None:
     assert len(clean("x" * 1000)) == 200
 
 
+def test_a_time_of_looking_is_told_anew_after_a_minute_only() -> None:
+    first = described(facts(AT), {}, {})["looked"]
+    assert described(facts(AT + 59), {}, first)["looked"] == first
+    later = described(facts(AT + 60), {}, first)["looked"]
+    assert later == described(facts(AT + 60), {}, {})["looked"] != first
+
+
 # ── results over time ───────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -102,6 +102,12 @@ def test_a_name_that_leads_inward_is_not_asked(monkeypatch: pytest.MonkeyPatch, 
     assert "joining.origins" in answer.problem
 
 
+def test_an_ordinary_address_is_asked_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = leads_to(monkeypatch, "::ffff:192.0.2.1")
+    assert WebClient(["https://accounting.example.org"]).ask("https://accounting.example.org/").asked
+    assert tried == [("::ffff:192.0.2.1", 443)]
+
+
 def test_an_address_of_this_machine_is_asked_when_it_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = leads_to(monkeypatch, "127.0.0.1")
     assert WebClient(["https://127.0.0.1:9"]).ask("https://127.0.0.1:9/").asked
@@ -139,7 +145,7 @@ FAULTS = {
     "says nothing": lambda sock: time.sleep(3),
     "hangs up": lambda sock: sock.close(),
     "no HTTP": lambda sock: sock.sendall(b"220 token=hunter2 ESMTP\r\n"),
-    "a byte at a time": lambda sock: [(sock.sendall(b"H"), time.sleep(0.2)) for _ in range(20)],
+    "a byte at a time": lambda sock: [(sock.sendall(b"H"), time.sleep(0.2)) for _ in range(1000)],
     "headers without end": lambda sock: sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: " + b"x" * 200_000 + b"\r\n"),
 }
 
