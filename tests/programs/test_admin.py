@@ -13,10 +13,12 @@ import sqlalchemy as sa
 from groundcontrol.assembly import kinds
 from groundcontrol.kernel import tables
 from groundcontrol.kernel.accounts import Accounts, ensure_admin
-from groundcontrol.kernel.errors import NotFound, Unauthenticated, Unavailable
+from groundcontrol.kernel.claims import claim
+from groundcontrol.kernel.errors import Conflict, NotFound, Unauthenticated, Unavailable
 from groundcontrol.kernel.incarnation import observing
 from groundcontrol.kernel.ledger import Ledger
-from groundcontrol.kernel.resource import API_VERSION
+from groundcontrol.kernel.plan import Target
+from groundcontrol.kernel.resource import API_VERSION, Key
 from groundcontrol.kernel.runtime import DATASETS, WITNESS
 from groundcontrol.kernel.settings import load
 from groundcontrol.kernel.store import Store
@@ -113,6 +115,30 @@ def test_a_directory_put_back_whole_is_said_to_be_restored(place: Path, capsys: 
     assert store.incarnation != before
     assert plan in capsys.readouterr().out
     assert any(b"rolled back" in doc for doc in told)
+
+
+def test_a_new_database_is_given_the_id_of_a_lost_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert admin.main(["installation"]) == 0
+    own = capsys.readouterr().out.strip()
+    assert admin.main(["installation", "0123456789ab"]) == 0
+    plan = capsys.readouterr().out
+    assert "will only observe" in plan
+    store = opened(place)
+    try:
+        assert (store.installation, own != store.installation) == ("0123456789ab", True)
+        with store.reading() as conn:
+            found = observing(conn)
+        assert found is not None
+        assert "0123456789ab" in found.why
+        store.write(lambda tx: claim(tx, Target("site/a", "server", "s"), Key("Server", "a", "s"), "uid"))
+    finally:
+        store.close()
+    with pytest.raises(Conflict, match="owns 1 things"):
+        admin.main(["installation", own])
+    store = opened(place)
+    assert store.incarnation in plan, "a refusal changes nothing"
+    store.close()
+    assert admin.main(["installation", own, "--even-so"]) == 0
 
 
 def test_the_ledger_is_exported_by_month(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import msgspec
 import sqlalchemy as sa
 
 from groundcontrol.kernel import tables
-from groundcontrol.kernel.errors import Unavailable
+from groundcontrol.kernel.errors import Conflict, Invalid, Unavailable
 
 log = logging.getLogger(__name__)
 _m = tables.meta
@@ -33,6 +34,8 @@ LEAP = 10**12
 restores, before a number does not fit the integers of JavaScript."""
 EPOCH_LEAP = 10**6
 """Epochs likewise: one is used up by each start."""
+ID = re.compile(r"[0-9a-f]{12}")
+"""What an installation is called; it is in the mark of everything it makes."""
 RECORD = 256
 """Bytes of what the witness notes."""
 
@@ -139,6 +142,26 @@ def plan_of(conn: sa.Connection) -> str:
 def release(conn: sa.Connection) -> None:
     """From now on it acts again."""
     conn.execute(sa.delete(_m).where(_m.c.key == "observing"))
+
+
+def give_back(conn: sa.Connection, installation: str, *, even_so: bool = False) -> None:
+    """Make this the id that a lost database had: what carries it at the sites is this installation's again. Raises as
+    `check_id` does."""
+    check_id(conn, installation, even_so=even_so)
+    _put(conn, "installation", installation)
+
+
+def check_id(conn: sa.Connection, installation: str, *, even_so: bool = False) -> None:
+    """Raise Invalid for what is no id of an installation, and Conflict when this database owns things at sites already
+    (unless `even_so`): their marks carry the id that it has now."""
+    if not ID.fullmatch(installation):
+        raise Invalid(f"{installation[:40]!r} is no id of an installation; it is 12 of the digits 0-9a-f")
+    owned = conn.execute(sa.select(sa.func.count()).select_from(tables.claims)).scalar_one()
+    if owned and not even_so and installation != _get(conn, "installation"):
+        raise Conflict(
+            f"this installation owns {owned} things at sites under its own id {_get(conn, 'installation')}; with"
+            " another one they would not be known again if its database were lost. Begin with a new data directory"
+        )
 
 
 def droppable(newest: int, keep: int) -> int:

@@ -18,11 +18,13 @@ from pathlib import Path
 from groundcontrol.assembly import kinds
 from groundcontrol.kernel.accounts import LONGEST, Accounts, ensure_admin
 from groundcontrol.kernel.errors import Invalid, NotFound, Unavailable
+from groundcontrol.kernel.incarnation import check_id, give_back
 from groundcontrol.kernel.ledger import Ledger
 from groundcontrol.kernel.resource import Key, did_you_mean
 from groundcontrol.kernel.runtime import DATASETS, WITNESS
 from groundcontrol.kernel.settings import Settings, load
 from groundcontrol.kernel.store import Store
+from groundcontrol.kernel.tx import Tx
 
 SUBJECT = "operator:local"
 """Who the audit names: whoever may read and write the data directory."""
@@ -64,13 +66,20 @@ def _parser() -> argparse.ArgumentParser:
     restored.add_argument("--reason", required=True, metavar="TEXT", help="why, for the plan and the audit")
     restored.set_defaults(act=_restored)
 
+    identity = commands.add_parser(
+        "installation", help="the id that everything it made carries; or give a new database the id of a lost one"
+    )
+    identity.add_argument("id", nargs="?", metavar="ID", help="the id of the lost one; it then only observes at first")
+    identity.add_argument("--even-so", action="store_true", help="although it owns things under its own id already")
+    identity.set_defaults(act=_installation)
+
     ledger = commands.add_parser("ledger", help="the ledger's files")
     actions = ledger.add_subparsers(dest="verb", metavar="VERB", required=True)
     export = actions.add_parser("export", help="write a dataset as Parquet, one file a month")
     export.add_argument("dataset", metavar="DATASET", choices=[d.name for d in DATASETS], help="%(choices)s")
     export.add_argument("--directory", required=True, metavar="DIR", help="where")
     export.set_defaults(act=_export)
-    for one in (password, restored, export):
+    for one in (password, restored, identity, export):
         _config(one)
     return parser
 
@@ -163,6 +172,29 @@ def _restored(options: argparse.Namespace) -> int:
         plan = f"restore:{store.incarnation}"
         store.write(lambda tx: tx.audit(SUBJECT, "restored", Key("Plan", "", plan), reason=options.reason))
     print(f"the server will only observe; start it, look at `ground plan show {plan}`, then `ground approve {plan}`")
+    return 0
+
+
+def _installation(options: argparse.Namespace) -> int:
+    settings, id_ = load(options.config), options.id
+    with _stopped(settings, "Stop it first") as store:
+        before = store.installation
+        if id_:
+            with store.reading() as conn:
+                check_id(conn, id_, even_so=options.even_so)
+    if not id_:
+        print(before)
+        return 0
+    why = f"it was given the id {id_} of an installation whose database was lost"
+    with _stopped(settings, "Stop it first", why) as store:
+        plan = f"restore:{store.incarnation}"
+
+        def give(tx: Tx) -> None:
+            give_back(tx.conn, id_, even_so=options.even_so)
+            tx.audit(SUBJECT, "installation", Key("Plan", "", plan), before=before, id=id_)
+
+        store.write(give)
+    print(f"it is {id_} now and will only observe; start it, look at `ground plan show {plan}`, then approve that")
     return 0
 
 
