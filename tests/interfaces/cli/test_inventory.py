@@ -12,7 +12,7 @@ from tests.interfaces.cli.fake_api import Answer, FakeApi
 
 
 def page(items: list[Any], type_: str, **more: Any) -> dict[str, Any]:
-    looked = (datetime.now(UTC) - timedelta(minutes=3)).isoformat()
+    looked = (datetime.now(UTC) - timedelta(hours=3, seconds=20)).isoformat()
     return {
         "site": "bari", "driver": "openstack", "answers": True, "complete": True, "problems": [], "type": type_,
         "looked": looked, "total": 3, "items": items, **more,
@@ -24,7 +24,7 @@ def bari(api: FakeApi) -> FakeApi:
     flavors = [
         {"id": f"f{n}", "name": f"m{n}", "fields": {"cores": n, "memory_mb": 1024, "public": True}} for n in (1, 2, 3)
     ]
-    looked = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
+    looked = (datetime.now(UTC) - timedelta(hours=2, seconds=20)).isoformat()
     counts = [{"id": "flavor", "name": "flavor", "count": 3, "looked": looked}]
     api.inventory = {
         "/sites/bari/inventory": [page(counts, "")],
@@ -37,7 +37,7 @@ def test_what_there_is_of_each_type(ground: Ground, bari: FakeApi) -> None:
     found = ground("inventory", "bari")
     assert found.code == 0
     assert [line.split() for line in found.out.splitlines()] == [["NAME", "COUNT", "LOOKED"], ["flavor", "3", "2h"]]
-    assert "listed 3m ago" in found.err
+    assert "listed 3h ago" in found.err
 
 
 def test_all_pages_of_one_type(ground: Ground, bari: FakeApi) -> None:
@@ -73,9 +73,9 @@ def test_what_is_old_or_missing_or_refused_is_said(ground: Ground, api: FakeApi)
 
 
 def test_describe_says_how_old_a_time_is(ground: Ground, api: FakeApi) -> None:
-    looked = (datetime.now(UTC) - timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    looked = (datetime.now(UTC) - timedelta(hours=5, seconds=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
     ends = (datetime.now(UTC) + timedelta(days=30, minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     api.put("Site", "bari", status={"looked": {"flavor": looked}, "services": [{"certificateUntil": ends}]})
     found = ground("describe", "site", "bari").out
-    assert f"flavor: {looked} (5m ago)" in found.replace("'", "")
+    assert f"flavor: {looked} (5h ago)" in found.replace("'", "")
     assert f"{ends} (in 30d)" in found
