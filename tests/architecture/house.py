@@ -26,6 +26,8 @@ EMPTY_NAMES = frozenset({"base", "common", "helper", "helpers", "manager", "mana
 CAPABILITY_FILES = ("__init__.py", "README.md", "kinds.py", "logic.py", "reconcile.py")
 # What one may hold besides, and why. A new name is added here, with its reason, or it does not exist.
 CAPABILITY_EXTRAS = {
+    "acting.py": "its actions, where they are more than one transaction",
+    "operations.py": "what its actions are and what is known of them; pure",
     "queries.py": "questions to the ledger",
     "procedures.py": "Runs the capability brings",
     "proposals.py": "changes it offers for review instead of making them",

@@ -37,6 +37,11 @@ class Look:
     def installation(self) -> str:
         return self._store.installation
 
+    @property
+    def epoch(self) -> int:
+        """Of this server: what carries another was written by one that is gone."""
+        return self._store.epoch
+
     def get(self, kind: type[K], name: str, namespace: str = "") -> K | None:
         """One resource, typed."""
         entry = self._store.entry(Key(kind.__name__, namespace, name))

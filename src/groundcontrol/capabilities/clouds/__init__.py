@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from groundcontrol.capabilities.clouds.acting import ACTIONS, REPEATABLE
 from groundcontrol.capabilities.clouds.kinds import KINDS
+from groundcontrol.capabilities.clouds.queries import import_things
 from groundcontrol.capabilities.clouds.reconcile import RECONCILERS
 from groundcontrol.capabilities.clouds.view import Shelf
 from groundcontrol.kernel.capability import Capability
@@ -19,4 +21,6 @@ CAPABILITY = Capability(
     kinds=KINDS,
     reconcilers=_reconcilers,
     reads=("inventory",),
+    actions={**ACTIONS, ("Site", "import"): import_things},
+    repeatable=REPEATABLE | {("Site", "import")},
 )

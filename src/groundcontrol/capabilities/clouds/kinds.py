@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from groundcontrol.capabilities.clouds.operations import Asked, verbs
 from groundcontrol.kernel.errors import Invalid, Problem
 from groundcontrol.kernel.resource import NAME, Column, Key, KindInfo, Model, Resource, Status, did_you_mean
 from groundcontrol.ports.cloud import FIELDS
@@ -97,6 +98,10 @@ class ThingStatus(Status):
     """ready, off, busy, failed, leaving; empty when it is not there."""
     word: str = ""
     """What the cloud itself calls that."""
+    task: str = ""
+    """What the cloud is doing with it."""
+    operation: Asked = Field(default_factory=Asked)
+    """What was asked for last by an action; of servers and volumes."""
     addresses: list[str] = Field(default_factory=list)
     """Addresses it has."""
     fault: Fault = Field(default_factory=Fault)
@@ -152,12 +157,15 @@ def not_granted(project: Mapping[str, Any] | None, doc: Mapping[str, Any]) -> st
     return f"there is no project {spec['project']} at site {spec['site']} for namespace {namespace}{at}"
 
 
-def _info(plural: str, *short: str, namespaced: bool = True, columns: tuple[Column, ...] = ()) -> KindInfo:
+def _info(
+    plural: str, *short: str, namespaced: bool = True, columns: tuple[Column, ...] = (), actions: tuple[str, ...] = ()
+) -> KindInfo:
     where = (Column("Project", "spec.project", wide=True),) if namespaced else ()
     return KindInfo(
         plural=plural,
         namespaced=namespaced,
         short=short,
+        actions=actions,
         columns=(
             Column("Ready", "conditions.Ready"),
             Column("Site", "spec.site"),
@@ -455,7 +463,9 @@ class QuotaSpec(ThingSpec):
 class Server(CloudResource):
     """A virtual machine in a cloud."""
 
-    info: ClassVar[KindInfo] = _info("servers", "srv", columns=(Column("Addresses", "status.addresses"),))
+    info: ClassVar[KindInfo] = _info(
+        "servers", "srv", columns=(Column("Addresses", "status.addresses"),), actions=verbs("Server")
+    )
     spec: ServerSpec
     """What is wanted."""
 
@@ -463,7 +473,7 @@ class Server(CloudResource):
 class Volume(CloudResource):
     """A disk in a cloud, that servers come and go from."""
 
-    info: ClassVar[KindInfo] = _info("volumes", "vol", columns=(Column("GiB", "spec.size"),))
+    info: ClassVar[KindInfo] = _info("volumes", "vol", columns=(Column("GiB", "spec.size"),), actions=verbs("Volume"))
     spec: VolumeSpec
     """What is wanted."""
 

@@ -33,6 +33,7 @@ from groundcontrol.capabilities.clouds.logic import (
     own_group,
     sort_out,
 )
+from groundcontrol.capabilities.clouds.operations import asked_last, parked, set_and_not_done
 from groundcontrol.capabilities.clouds.proposals import Suggest, proposed
 from groundcontrol.capabilities.clouds.view import Shelf, Sight, View, driver_of
 from groundcontrol.capabilities.inventory.kinds import closed_to_new
@@ -187,6 +188,10 @@ class CloudReconciler(Reconciler[CloudResource]):
             return Plan(again=LOOK_AGAIN)
         if thing.state == "failed":
             return self._failed(resource, view.target, thing)
+        if aside := parked(resource.metadata.annotations, thing):
+            flavors = (view.wanted.get("flavor"), thing.fields.get("flavor"))
+            if aside[0] != "Resized" or flavors[0] == flavors[1]:
+                return Plan(waiting=aside[1])
         if thing.status == "VERIFY_RESIZE":
             meant = view.wanted.get("flavor") == thing.fields.get("flavor")
             verb = "confirm-resize" if meant else "revert-resize"
@@ -207,6 +212,8 @@ class CloudReconciler(Reconciler[CloudResource]):
                 payload={d.field: (d.found, d.wanted) for d in todo.change},
             )
             return Plan((change,))
+        if todo.replace and (asked := set_and_not_done(resource.as_doc(), {d.field for d in todo.replace})):
+            return Plan(problems=(f"{asked.verb} has not come true: look at the operation in the status",))
         if todo.replace:
             return Plan((self._replacement(resource, view.target, todo),))
         return Plan()
@@ -337,9 +344,12 @@ class CloudReconciler(Reconciler[CloudResource]):
             events += self._note(resource, status, view, thing, plan, look)
             answers = self._drift(resource, view, thing, look, events)
         elif view.seen.truth == "absent":
-            status.state, status.word, status.busy_since = "", "", ""
+            status.state, status.word, status.task, status.busy_since = "", "", "", ""
         if view.missing:
             answers["References"] = ("False", "NotFound", "; ".join(view.missing))
+        pending = [d.field for d in differences(self._name, view.wanted, thing)] if thing else []
+        notes = resource.metadata.annotations
+        status.operation = asked_last(notes, status.operation, look.epoch, thing, pending)
         ready = _ready(resource, status, view, plan, look)
         status.conditions = conditions(Ready=ready, **answers)
         wait = LOOK_AGAIN if thing is not None and thing.state in ("busy", "leaving") else None
@@ -361,7 +371,7 @@ class CloudReconciler(Reconciler[CloudResource]):
         if thing.state == "failed" and (status.state != "failed" or another):
             status.fault = Fault(time=now(look.now), cause=cause_of(thing), message=thing.fault[:1000])
             events.append(("Failed", in_words(status.fault.cause, status.fault.message), True))
-        status.id, status.state, status.word = thing.id, thing.state, thing.status
+        status.id, status.state, status.word, status.task = thing.id, thing.state, thing.status, thing.task
         if thing.state in ("ready", "off"):
             status.built, status.attempts = thing.id, 0
         differing = {d.field for d in found}
@@ -494,6 +504,8 @@ def _ready(resource: CloudResource, status: ThingStatus, view: View, plan: Plan,
         return "False", "Leaving", "somebody is deleting it in the cloud"
     if thing.state == "failed":
         return "False", status.fault.cause or "Failed", in_words(status.fault.cause, status.fault.message)
+    if aside := parked(resource.metadata.annotations, thing):
+        return ("True" if aside[0] == "Resized" else "False"), *aside
     if thing.state == "off":
         meant = getattr(resource.spec, "power", "on") != "on"
         return ("True", "Off", "it is there and stopped") if meant else ("False", "Off", "it is stopped")
