@@ -86,11 +86,13 @@ class SiteSpec(Model):
     """How a site is reached and used."""
 
     driver: str
-    """Product that runs the site: `local` (processes on a host)."""
+    """Product that runs the site: `local` (processes on a host) or `openstack` (one region of a cloud)."""
     endpoint: str = "local:"
-    """Where the driver reaches it: `local:` for this host, or the address of an agent, `https://host:8441`."""
+    """Where the driver reaches it: `local:` for this host, the address of an agent, `https://host:8441`, or that of a
+    cloud's Keystone, `https://host:5000/v3`."""
     credentials: SecretRef | None = None
-    """`secret:NAME/KEY`, a secret of the namespace `platform`, for the driver to sign in with."""
+    """`secret:NAME/KEY`, a secret of the namespace `platform`, for the driver to sign in with. For `openstack` it holds
+    the `auth` of a `clouds.yaml` as JSON."""
     region: str = ""
     """Region the site belongs to."""
     zone: str = ""
@@ -211,7 +213,7 @@ class Site(Resource):
             Column("Rack", "spec.topology.rack", wide=True),
             Column("Endpoint", "spec.endpoint", wide=True),
         ),
-        actions=("confirm-loss",),
+        actions=("confirm-loss", "import"),
     )
 
     kind: Literal["Site"] = "Site"

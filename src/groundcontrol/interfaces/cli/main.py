@@ -33,6 +33,7 @@ SECTIONS = {
     "Change": {
         "apply": Lazy("apply", "Make resources as files say."),
         "diff": Lazy("apply", "What apply would change."),
+        "import": Lazy("importing", "Manifests of what is in a cloud already.", "import_"),
         "edit": Lazy("edit", "Change a resource in your editor."),
         "delete": Lazy("delete", "Ask for resources to be deleted."),
         "wait": Lazy("wait", "Wait until something is so."),
