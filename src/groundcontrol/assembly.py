@@ -15,6 +15,7 @@ from groundcontrol.capabilities import (
     secrets,
     services,
 )
+from groundcontrol.drivers import openstack
 from groundcontrol.drivers.git.command import Settings as GitSettings
 from groundcontrol.drivers.git.driver import GitRepositories
 from groundcontrol.drivers.local import driver as local
@@ -23,6 +24,7 @@ from groundcontrol.drivers.web.driver import WebClient
 from groundcontrol.kernel.resource import Kinds
 from groundcontrol.kernel.runtime import Connect, Runtime, kinds_of
 from groundcontrol.kernel.settings import Settings
+from groundcontrol.ports.cloud import CloudInstance
 from groundcontrol.ports.hosts import HostInstance
 from groundcontrol.ports.secretstore import SecretStore
 
@@ -44,7 +46,11 @@ def _local(instance: str, endpoint: str, secret: str, options: dict[str, Any], l
     return HostInstance(local.connect(instance, endpoint, secret, options=options))
 
 
-DRIVERS: dict[str, Connect] = {"local": _local}
+def _openstack(instance: str, endpoint: str, secret: str, options: dict[str, Any], longest: float) -> CloudInstance:
+    return CloudInstance(openstack.connect(instance, endpoint, secret, options, longest))
+
+
+DRIVERS: dict[str, Connect] = {"local": _local, "openstack": _openstack}
 
 
 def _repositories(settings: Settings) -> GitRepositories:

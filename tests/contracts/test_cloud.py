@@ -115,7 +115,7 @@ class Bed:
                 self.cloud.get(type, id)
             except NotFound:
                 return
-            except (Refused, Conflict):
+            except (Refused, Conflict, OutcomeUnknown):
                 pass  # in use by what is still leaving
             assert time.monotonic() < deadline, (type, id)
             time.sleep(0.02)

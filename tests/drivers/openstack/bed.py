@@ -6,7 +6,9 @@ import contextlib
 import functools
 import http.server
 import secrets
+import struct
 import threading
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,9 +21,16 @@ from tests.drivers.openstack.clouds import opened
 SIZE = 1 << 16
 
 
+def qcow2() -> bytes:
+    """The smallest image Glance takes for one: a header of version 3, and no data."""
+
+    head = b"QFI\xfb" + struct.pack(">LQLLQLLQQLLQ", 3, 0, 0, 16, 1 << 20, 0, 1, 0x30000, 0x10000, 1, 0, 0)
+    return (head + struct.pack(">QQQLL", 0, 0, 0, 4, 104)).ljust(SIZE, b"\0")
+
+
 class _Image(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        body = bytes(SIZE)
+        body = qcow2()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -39,9 +48,12 @@ def image_server() -> str:
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 80), _Image)
     except OSError as error:
+        with contextlib.suppress(OSError), urllib.request.urlopen("http://127.0.0.1/small.qcow2", timeout=5) as answer:
+            if len(answer.read()) == SIZE:  # another run of these tests
+                return "http://127.0.0.1/small.qcow2"
         pytest.skip(f"port 80 is not ours to have: {error}")
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return "http://127.0.0.1/small.raw"
+    return "http://127.0.0.1/small.qcow2"
 
 
 @functools.cache

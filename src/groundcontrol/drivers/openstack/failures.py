@@ -125,7 +125,7 @@ def _type(body: Any) -> str:
 def _conflict(message: str, told: str) -> GroundError:
     if re.search(r"overquota|quota", told, re.IGNORECASE):
         return Refused(message, cause="QuotaExceeded")
-    if re.search(r"already (exists|used)|duplicate|already a", told, re.IGNORECASE):
+    if re.search(r"already (exists|used)|duplicate|already a|same name", told, re.IGNORECASE):
         return AlreadyExists(message)
     if re.search(r"in ?use|has .*ports|still attached|attachments|protected", told, re.IGNORECASE):
         return Refused(message, cause="InUse")

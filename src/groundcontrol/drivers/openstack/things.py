@@ -233,7 +233,9 @@ _IMAGE_OWN = _words(
 def image(doc: Json, around: Around) -> Thing:
     """An image."""
     status = str(doc.get("status", ""))
-    state = _IMAGE.get(status, "busy")
+    lost = str(doc.get("os_glance_failed_import") or "")
+    state: State = "failed" if lost and status != "active" else _IMAGE.get(status, "busy")
+    fault = "the cloud could not fetch its bytes, or they are not of the format it says" if lost else ""
     own = {
         k: v
         for k, v in doc.items()
@@ -247,7 +249,7 @@ def image(doc: Json, around: Around) -> Thing:
         state=state,
         status=status,
         task=str(doc.get("os_glance_importing_to_stores") or ""),
-        fault=f"the image is {status}" if state == "failed" else "",
+        fault=(fault or f"the image is {status}") if state == "failed" else "",
         cause="BadImage" if state == "failed" else "",
         fields={
             **_picked(doc, visibility="visibility", min_disk="min_disk", min_ram="min_ram", protected="protected"),
