@@ -113,7 +113,7 @@ class Rule(Model):
     `Ledger` can be named too."""
     verbs: list[str] = Field(min_length=1, max_length=64)
     """get, list, watch, create, update, delete, approve, log, an action, `actions` for all of them but those that reach
-    below a place (migrate, live-migrate, evacuate, enable-host, disable-host), or `*`."""
+    below a place (migrate, live-migrate, and those on hosts), or `*`."""
 
 
 class RoleSpec(Model):

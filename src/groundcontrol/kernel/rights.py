@@ -15,7 +15,9 @@ ACCESS_KINDS = frozenset({"Namespace", "Account", "Role", "RoleBinding"})
 READING = frozenset({"get", "list", "watch"})
 VERBS = READING | {"create", "update", "delete", "approve", "log"}
 """Every other verb is an action of a kind; a rule may say `actions` for all of those but the `RESERVED` ones."""
-RESERVED = frozenset({"migrate", "live-migrate", "evacuate", "enable-host", "disable-host"})
+RESERVED = frozenset(
+    {"migrate", "live-migrate", "evacuate", "enable-host", "disable-host", "drain-host", "host-is-empty"}
+)
 """Actions that reach below a place, to the machines that many places share: a rule names them, or says `*`."""
 SCOPES = frozenset({"read", "write", "approve", "admin"})
 

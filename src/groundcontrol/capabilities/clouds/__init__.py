@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from groundcontrol.capabilities.clouds import procedures
 from groundcontrol.capabilities.clouds.acting import ACTIONS, REPEATABLE
 from groundcontrol.capabilities.clouds.kinds import KINDS
 from groundcontrol.capabilities.clouds.queries import import_things
@@ -21,6 +22,6 @@ CAPABILITY = Capability(
     kinds=KINDS,
     reconcilers=_reconcilers,
     reads=("inventory",),
-    actions={**ACTIONS, ("Site", "import"): import_things},
-    repeatable=REPEATABLE | {("Site", "import")},
+    actions={**ACTIONS, **procedures.ACTIONS, ("Site", "import"): import_things},
+    repeatable=REPEATABLE | procedures.REPEATABLE | {("Site", "import")},
 )

@@ -213,7 +213,7 @@ class Site(Resource):
             Column("Rack", "spec.topology.rack", wide=True),
             Column("Endpoint", "spec.endpoint", wide=True),
         ),
-        actions=("confirm-loss", "import"),
+        actions=("confirm-loss", "import", "disable-host", "enable-host", "host-is-empty", "drain-host"),
     )
 
     kind: Literal["Site"] = "Site"

@@ -34,7 +34,6 @@ from groundcontrol.ports.cloud import (
     CloudFacts,
     CloudObserved,
     Endpoint,
-    Host,
     Made,
     Mark,
     Probe,
@@ -104,6 +103,7 @@ class MemoryCloud(Cloud):
         self.clock, self.delay, self.project = clock, delay, project
         self.largest = largest
         """Cores of the largest host: a server that wants more finds none."""
+        self.hosts = cloud_acts.Hosts(largest)
         self.calls: list[tuple[str, str, str]] = []
         """(call, type, id) of everything that was asked, faulty or not; looking and waiting are left out."""
         self.looks = 0
@@ -225,7 +225,7 @@ class MemoryCloud(Cloud):
                     regions=("memory",),
                     zones=("nova",),
                     endpoints=(Endpoint(service="compute", url="memory:", trusted=True, skew=0.0),),
-                    hosts=(Host(name="h1", zone="nova", up=True, cores=self.largest, memory_mb=1 << 20),),
+                    hosts=self.hosts.told(),
                     quotas=tuple(self._uses()),
                     roles=("member",),
                     project=self.project,
@@ -321,6 +321,9 @@ class MemoryCloud(Cloud):
             self._advance()
             if verb not in VERBS.get(type, ()):
                 raise Refused(f"a {type} cannot {verb}", cause="InvalidRequest")
+            if type == "host":
+                self._bump()
+                return self.hosts.act(id, verb, arguments)
             thing = self._need(type, id)
             match verb:
                 case "start" | "stop":
@@ -333,8 +336,7 @@ class MemoryCloud(Cloud):
                     if thing.status != "VERIFY_RESIZE":
                         raise Conflict(f"server {id} is not waiting for a resize to be confirmed")
                     back = {} if verb == "confirm-resize" else {"flavor": thing.fields["resized_from"]}
-                    fields = {**thing.fields, **back}
-                    fields.pop("resized_from")
+                    fields = {n: v for n, v in ({**thing.fields, **back}).items() if n != "resized_from"}
                     self._put(msgspec.structs.replace(thing, status="ACTIVE", fields=fields))
                 case "extend":
                     self._changed(thing, {"size": arguments["size"]})
@@ -394,11 +396,9 @@ class MemoryCloud(Cloud):
         self._bump()
 
     def _go(self, thing: Thing, course: cloud_acts.Course | None) -> None:
-        if course is None:
-            self._put(thing)
-            return
-        self._put(course.meanwhile)
-        self._later(thing, lambda _: course.then)
+        self._put(course.meanwhile if course else thing)
+        if course:
+            self._later(thing, lambda _: course.then)
 
     def _snapshot(self, thing: Thing, given: Mapping[str, Any]) -> dict[str, Any]:
         if thing.type == "volume":

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from groundcontrol.kernel.errors import Conflict, Refused
-from groundcontrol.ports.cloud import Mark, State, Thing
+from groundcontrol.kernel.errors import Conflict, NotFound, Refused
+from groundcontrol.ports.cloud import Host, Mark, State, Thing
 
 
 class Course(NamedTuple):
@@ -92,3 +92,27 @@ def image_of(thing: Thing, id: str, given: Mapping[str, Any], at: float) -> Thin
         created=at,
         updated=at,
     )
+
+
+class Hosts:
+    """The hypervisors: `h1`, where servers are born, and `h2`."""
+
+    def __init__(self, cores: int) -> None:
+        self._known = {n: Host(name=n, zone="nova", up=True, cores=cores, memory_mb=1 << 20) for n in ("h1", "h2")}
+
+    def told(self) -> tuple[Host, ...]:
+        """As they are."""
+        return tuple(self._known.values())
+
+    def act(self, name: str, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """enable, disable, force-down and un-force-down; NotFound."""
+        if name not in self._known:
+            raise NotFound(f"there is no host {name!r} in this cloud")
+        changes: Mapping[str, dict[str, Any]] = {
+            "enable": {"enabled": True, "disabled_reason": ""},
+            "disable": {"enabled": False, "disabled_reason": str(given.get("reason", ""))},
+            "force-down": {"forced_down": True, "up": False},
+            "un-force-down": {"forced_down": False, "up": True},
+        }
+        self._known[name] = msgspec.structs.replace(self._known[name], **changes[verb])
+        return {}
