@@ -88,10 +88,10 @@ def declare(sky: Sky) -> None:
 
 
 @contextmanager
-def sky(data: Path, *, declare_site: bool = True, **settings: Any) -> Iterator[Sky]:
+def sky(data: Path, *, declare_site: bool = True, cloud: MemoryCloud | None = None, **settings: Any) -> Iterator[Sky]:
     """An installation whose site `bari` is a cloud, with the project `lab` of the namespace `alpha`."""
     with federation(data, **settings) as fed:
-        cloud = fed.cloud("bari")
+        cloud = fed.clouds.setdefault("bari", cloud or MemoryCloud())
         furnish(cloud)
         fed.runtime.turns._outcomes._seconds = 0.1
         found = Sky(fed, cloud)

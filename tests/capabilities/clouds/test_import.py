@@ -31,8 +31,9 @@ def old_project(here: Sky) -> str:
     cloud = here.cloud
     p = cloud.add("project", name="Old Lab", description="before us", enabled=True)
     net = cloud.add("network", project=p, name="Net 1", description="", shared=False, port_security=True)
+    pools = [{"start": "10.0.0.5", "end": "10.0.0.9"}]
     range_ = cloud.add("subnet", project=p, name="range", network=net, cidr="10.0.0.0/24", gateway="", dhcp=True,
-                       dns=[], ip_version=4, host_routes=[], pools=[{"start": "10.0.0.5", "end": "10.0.0.9"}])  # fmt: skip
+                       dns=[], ip_version=4, host_routes=[], pools=pools)  # fmt: skip
     cloud.add("router", project=p, name="r", external_network="n-public", subnets=[range_], description="")
     group = cloud.add("security_group", project=p, name="web", description="d")
     rule = {"direction": "ingress", "ethertype": "IPv4", "protocol": "tcp", "ports": "22", "remote": "192.0.2.0/24"}
