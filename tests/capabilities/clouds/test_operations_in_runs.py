@@ -3,11 +3,13 @@ knows."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from groundcontrol.capabilities.procedures import CAPABILITY
 from groundcontrol.kernel.errors import OutcomeUnknown
@@ -65,6 +67,19 @@ def test_a_run_stops_snapshots_and_starts_again(here: Sky) -> None:
     assert [t.name for t in here.cloud.things("image") if t.mark] == ["evening"]
     assert here.only("server").state == "ready"
     assert len(here.calls("act snapshot")) == 1
+
+
+def test_the_procedure_of_the_guide_works(here: Sky) -> None:
+    guide = Path(__file__).parents[3] / "docs" / "guides" / "server-operations.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    procedure = yaml.safe_load(block)
+    here.fed.apply("Procedure", procedure["metadata"]["name"], procedure["spec"], "alpha")
+    here.fed.until_ready("Procedure", procedure["metadata"]["name"], "alpha")
+    given = {"procedure": procedure["metadata"]["name"], "inputs": {"server": "web"}}
+    here.fed.apply("Run", "r", given, "alpha")
+    until_phase(here, "Succeeded", "Failed")
+    assert phase(here) == "Succeeded"
+    assert [t.name for t in here.cloud.things("image") if t.mark] == ["quiet"]
 
 
 def test_what_is_not_repeatable_must_say_what_to_do_when_nobody_knows(here: Sky) -> None:
