@@ -284,6 +284,13 @@ def test_a_server_error_of_a_change_leaves_its_outcome_open(method: str, status:
     assert isinstance(failures.failed("x", method, status, {}, {}), OutcomeUnknown)
 
 
+def test_a_policy_about_quotas_is_no_used_up_quota() -> None:
+    said = {"NeutronError": {"type": "PolicyNotAuthorized", "message": "rule:get_quota is disallowed by policy"}}
+    error = failures.failed("x", "GET", 403, said, {})
+    assert isinstance(error, Refused)
+    assert error.cause == "NotAuthorised"
+
+
 def test_a_server_error_of_a_read_changes_nothing() -> None:
     bug = failures.failed("x", "GET", 500, {}, {})
     assert isinstance(bug, Refused)

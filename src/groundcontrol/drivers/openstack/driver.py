@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from groundcontrol.drivers.openstack import making, marks, options
+from groundcontrol.drivers.openstack import making, marks, options, probing
 from groundcontrol.drivers.openstack.acting import Acts
 from groundcontrol.drivers.openstack.changing import Changes
 from groundcontrol.drivers.openstack.desk import Desk
@@ -16,7 +16,7 @@ from groundcontrol.drivers.openstack.session import Connection, Scope
 from groundcontrol.drivers.openstack.table import TABLE
 from groundcontrol.kernel.errors import GroundError, NotFound, OutcomeUnknown, Refused
 from groundcontrol.kernel.world import Fencing, Item
-from groundcontrol.ports.cloud import CloudObserved, Made, Mark, Thing
+from groundcontrol.ports.cloud import CloudObserved, Made, Mark, Probe, Thing
 
 CLOUD_WIDE = frozenset({"flavor", "project", "keypair", "quota"})
 """Types that are made by our account as it is, whatever the project."""
@@ -26,6 +26,7 @@ class OpenStack:
     """One region of an OpenStack cloud. Safe for threads."""
 
     fencing: Fencing = "neither"
+    probes = frozenset(probing.CALLS)
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -45,6 +46,9 @@ class OpenStack:
 
     def find(self, change_key: str) -> tuple[Item, ...]:
         return self._desk.find(change_key)
+
+    def probe(self, name: str) -> Probe:
+        return probing.probe(self._connection, name)
 
     def close(self) -> None:
         self.looking.close()

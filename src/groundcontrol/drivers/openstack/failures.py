@@ -26,7 +26,12 @@ LONGEST_WAIT = 300.0
 
 _WORDS: tuple[tuple[str, RefusalCause], ...] = (
     (r"no valid host|maximum number of retries|not enough (hosts|resources)|no weighed backends", "NoValidHost"),
-    (r"quota|overlimit|exceeds? allowed|maximum number of (ports|instances|volumes|key ?pairs)", "QuotaExceeded"),
+    # Not the word alone: a policy that keeps us from reading a quota has it in its name.
+    (
+        r"quota (has been |was )?exceeded|exceed\w*\b.*\bquota|over ?quota|quota ?exceeded|exceedsavailablequota"
+        r"|maximum number of (ports|instances|volumes|key ?pairs)",
+        "QuotaExceeded",
+    ),
     (r"flavor'?s? (disk|memory|ram)|flavor .*(not (be )?found|too small|not supported)|invalid flavor", "BadFlavor"),
     (r"(size|virtual size) of (the )?image|minimum (disk|ram|memory)", "BadFlavor"),
     (
@@ -123,7 +128,7 @@ def _type(body: Any) -> str:
 
 
 def _conflict(message: str, told: str) -> GroundError:
-    if re.search(r"overquota|quota", told, re.IGNORECASE):
+    if cause_of(told) == "QuotaExceeded":
         return Refused(message, cause="QuotaExceeded")
     if re.search(r"already (exists|used)|duplicate|already a|same name", told, re.IGNORECASE):
         return AlreadyExists(message)
