@@ -258,7 +258,7 @@ def test_something_else_than_a_list_is_no_list(cloud: OpenStack, proxy: FaultPro
 
 def test_pages_that_go_round_end(cloud: OpenStack, proxy: FaultProxy) -> None:
     def round_and_round(body: dict[str, Any]) -> dict[str, Any]:
-        link = {"rel": "next", "href": "http://elsewhere.invalid/v2.0/networks?limit=1&marker=same"}
+        link = {"rel": "next", "href": "http://elsewhere.invalid/v2.0/networks?limit=1000"}
         return {**body, "networks_links": [link]}
 
     make(cloud, mark())
