@@ -378,6 +378,19 @@ def test_a_namespace_uses_only_projects_that_grant_it(here: Sky) -> None:
     assert found["status"] == "False" or here.made("network")
 
 
+def test_a_project_does_not_go_from_under_what_is_in_it(here: Sky) -> None:
+    stray = here.cloud.add("volume", project=lab(here), name="precious", size=1)
+    here.cloud.add("security_group", project=lab(here), name="default", rules=[])
+    here.listed("volume", stray)
+    here.fed.delete("Project", "lab")
+    here.said("Project", "lab", "things that no resource owns are still in it: volume precious", "")
+    here.fed.settled()
+    assert here.calls("delete") == []
+    here.cloud.lose("volume", stray)
+    here.fed.until(lambda: here.fed.get("Project", "lab") is None)
+    assert here.made("project") == []
+
+
 def test_references_wait_and_are_never_guessed(here: Sky) -> None:
     here.cloud.add("image", name="twice", visibility="public", project="p-admin")
     here.cloud.add("image", name="twice", visibility="public", project="p-admin")

@@ -166,6 +166,7 @@ def test_a_site_waits_for_what_belongs_to_resources(here: Sky) -> None:
 def test_the_records_go_with_their_site(here: Sky) -> None:
     leave_behind(here)
     here.fed.until(lambda: records(here.fed))
+    here.apply("Project", "lab", "", namespaces=["alpha"], deletion="keep")
     here.fed.delete("Project", "lab")
     here.fed.until(lambda: here.fed.get("Project", "lab") is None)
     here.fed.delete("Site", "bari")

@@ -54,9 +54,9 @@ class ThingSpec(Model):
 
     site: Name
     """Site it is at. It stays there."""
-    name: str = Field(default="", max_length=255)
+    name: str = Field(default="", max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")
     """Its name in the cloud; the resource's name when empty."""
-    adopt: str = Field(default="", max_length=255)
+    adopt: str = Field(default="", max_length=255, pattern=r"^[^\x00-\x1f\x7f/?#]*$")
     """Id of a thing that is there already, to be taken over without touching it. `new`: make a new one even where a
     thing carries the mark of another installation for this resource."""
     deletion: Literal["delete", "keep"] = "delete"

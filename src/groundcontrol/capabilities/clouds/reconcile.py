@@ -27,6 +27,7 @@ from groundcontrol.capabilities.clouds.logic import (
     cause_of,
     differences,
     digest,
+    held_by_project,
     in_words,
     names_of,
     next_try,
@@ -270,6 +271,8 @@ class CloudReconciler(Reconciler[CloudResource]):
         thing, target = view.thing, view.target
         if thing is None or target is None or target not in look.claims:
             return Plan()
+        if why := self._still_holds(resource, thing, look):
+            return Plan(waiting=why, again=5.0)
         shield = SHAPES[self._name].shield
         if shield and thing.fields.get(shield) is True:
             off = {shield: (True, False)}
@@ -281,6 +284,17 @@ class CloudReconciler(Reconciler[CloudResource]):
                 return Plan(waiting="the cloud is deleting it", again=min(LOOK_AGAIN, asked + ASK_AGAIN - look.now))
             fields["asked"] = (resource.status.busy_since, None)
         return Plan((Change(target, "delete", fields, reason="no longer wanted", event="Deleted"),))
+
+    def _still_holds(self, resource: CloudResource, thing: Thing, look: Look) -> str:
+        """Why a project cannot go yet: clouds let it, and what is in it costs on, and nobody can reach it."""
+        if thing.type != "project":
+            return ""
+        snapshot = look.snapshot(driver_of(resource))
+        if not snapshot.complete:
+            return "not everything of the site could be listed; something may still be in the project"
+        left = held_by_project((t for t in snapshot.items.values() if isinstance(t, Thing)), thing.id)
+        names = ", ".join(f"{t.type.replace('_', ' ')} {t.name or t.id}" for t in left[:5])
+        return f"{len(left)} things that no resource owns are still in it: {names}" if left else ""
 
     def _users(self, resource: CloudResource, look: Look) -> list[str]:
         """Resources that name this one, and are to go first."""
