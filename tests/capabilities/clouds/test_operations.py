@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,24 @@ def test_the_same_step_of_a_run_is_done_once_however_often_it_is_asked(here: Sky
     first = act(here, "reboot", changeKey="run:step")
     assert act(here, "reboot", changeKey="run:step") == first
     ended(here, "reboot")
+    assert act(here, "reboot", changeKey="run:step") == first
     act(here, "reboot", changeKey="run:other")
     assert times(here, "reboot") == 2
+
+
+def test_one_that_is_being_asked_lets_no_other_in(here: Sky) -> None:
+    go = here.cloud.hang("act reboot")
+    first = threading.Thread(target=act, args=(here, "reboot"))
+    first.start()
+    try:
+        ended(here, "reboot", "Asked")
+        with pytest.raises(Conflict, match="reboot of Server alpha/web is being asked for user:ada"):
+            act(here, "shelve")
+    finally:
+        go.set()
+        first.join()
+    ended(here, "reboot")
+    act(here, "shelve")
 
 
 def test_a_lost_answer_is_looked_up(here: Sky) -> None:

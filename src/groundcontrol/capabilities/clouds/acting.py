@@ -51,6 +51,8 @@ from groundcontrol.kernel.tx import Tx
 from groundcontrol.ports.cloud import Cloud, Thing
 
 log = logging.getLogger(__name__)
+LONGEST_CALL = 900.0
+"""Seconds after which a call that was begun and never ended keeps nobody else out."""
 MOST_TEXT = 64 * 1024
 """Letters of a console that are given; the newest."""
 Action = Callable[[Any, Subject, Key, dict[str, Any]], dict[str, Any]]
@@ -158,7 +160,8 @@ class Call:
         """Judge, set what the spec can say, and write down that the cloud may be called."""
         old = self._judged(tx, uid, target)
         notes: dict[str, str] = old["metadata"]["annotations"]
-        busy = next((r for r in records(notes) if r.state == "asked" and r.epoch == tx.store.epoch), None)
+        begun = [r for r in records(notes) if r.state == "asked" and r.epoch == tx.store.epoch]
+        busy = next((r for r in begun if tx.time - r.at < LONGEST_CALL), None)
         if busy is not None and busy.key != self.change_key:
             raise Conflict(f"{busy.verb} of {self.key} is being asked for {busy.by}; try again in a moment")
         fields = self._fields(old)
