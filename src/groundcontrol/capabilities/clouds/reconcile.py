@@ -299,8 +299,11 @@ class CloudReconciler(Reconciler[CloudResource]):
     def _users(self, resource: CloudResource, look: Look) -> list[str]:
         """Resources that name this one, and are to go first."""
         me, found = (self._name, resource.metadata.name), []
+        written = f'"{me[1]}"'.encode()
         for kind in KINDS:
             for entry in look.entries(kind.__name__, resource.metadata.namespace or None):
+                if written not in entry.raw:
+                    continue
                 named = {n[1:] for n in names_of(kind.__name__, entry.doc) if n.field in HOLD_IN_PLACE}
                 if entry.uid != look.uid and me in named:
                     found.append(str(entry.key))
@@ -534,8 +537,10 @@ def _naming(kind: str) -> Callable[[Doc, Store], Iterable[Key]]:
 
     def keys(doc: Doc, store: Store) -> Iterable[Key]:
         named = (doc["kind"], doc["metadata"]["name"])
+        written = f'"{named[1]}"'.encode()
         for entry in store.entries(kind, doc["metadata"]["namespace"] or None):
-            if named in {n[1:] for n in names_of(kind, entry.doc)}:
+            # Few of many name it: the others need not be decoded.
+            if written in entry.raw and named in {n[1:] for n in names_of(kind, entry.doc)}:
                 yield entry.key
 
     return keys
@@ -546,6 +551,8 @@ def _waiting_at(kind: str) -> Callable[[Doc, Store], Iterable[Key]]:
 
     def keys(doc: Doc, store: Store) -> Iterable[Key]:
         for entry in store.entries(kind):
+            if b'"id":""' not in entry.raw:
+                continue
             other = entry.doc
             if other["spec"]["site"] == doc["metadata"]["name"] and not other["status"].get("id"):
                 yield entry.key
