@@ -51,6 +51,17 @@ def test_a_server_with_all_it_needs_is_made_and_goes(here: Sky) -> None:
     assert [t for t in here.cloud.things() if t.mark is not None or t.type == "keypair"] == []
 
 
+def test_what_others_need_goes_last_and_says_why(here: Sky) -> None:
+    here.lan()
+    here.fed.delete("Network", "lan", "alpha")
+    here.said("Network", "lan", "still used by Subnet alpha/lan")
+    here.fed.settled()
+    assert here.calls("delete") == []
+    here.fed.delete("Subnet", "lan", "alpha")
+    here.fed.until(lambda: here.fed.get("Network", "lan", "alpha") is None)
+    assert [c[1] for c in here.calls("delete")] == ["subnet", "network"]
+
+
 # ── drift ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 OPEN = {"direction": "ingress", "ethertype": "IPv4", "protocol": "tcp", "ports": "22", "remote": "0.0.0.0/0"}
@@ -286,6 +297,7 @@ def test_a_deletion_that_is_accepted_and_never_done_is_asked_for_again(
     here.fed.delete("Volume", "data", "alpha")
     here.fed.until(lambda: len(here.calls("delete")) >= 2, "it is asked for again")
     assert here.fed.get("Volume", "data", "alpha") is not None
+    here.fed.until(lambda: here.fed.events("DeletedAgain"), "and told")
     here.cloud.stick()
     here.fed.until(lambda: here.fed.get("Volume", "data", "alpha") is None)
     assert here.made("volume") == []

@@ -283,6 +283,8 @@ class CloudReconciler(Reconciler[CloudResource]):
             if look.now - asked < ASK_AGAIN:
                 return Plan(waiting="the cloud is deleting it", again=min(LOOK_AGAIN, asked + ASK_AGAIN - look.now))
             fields["asked"] = (resource.status.busy_since, None)
+            again = "its deletion was accepted and is not done: it is asked for again"
+            return Plan((Change(target, "delete", fields, reason=again, event="DeletedAgain", warning=True),))
         return Plan((Change(target, "delete", fields, reason="no longer wanted", event="Deleted"),))
 
     def _still_holds(self, resource: CloudResource, thing: Thing, look: Look) -> str:
