@@ -13,6 +13,7 @@ from groundcontrol.capabilities.orphans.logic import found_at, key_in, sentence
 from groundcontrol.kernel.claims import owners_at
 from groundcontrol.kernel.resource import Doc, Key
 from groundcontrol.kernel.rights import Subject
+from groundcontrol.kernel.store import Store
 from groundcontrol.ports.cloud import Mark, Thing
 from groundcontrol.ports.marks import Whose
 from tests.capabilities.clouds.sky import Sky, sky
@@ -130,12 +131,47 @@ def test_strays_of_our_projects_are_told_and_never_planned(here: Sky) -> None:
     here.fed.until(lambda: records(here.fed, "stray") == [])
 
 
-def test_a_partial_listing_finds_nothing_and_forgets_nothing(here: Sky) -> None:
+def test_a_partial_listing_forgets_nothing_and_finds_what_it_names(here: Sky) -> None:
     leave_behind(here)
     here.fed.until(lambda: records(here.fed))
     here.cloud.deny("volume")
+    project = here.status("Project", "lab", "")["id"]
+    here.cloud.add("server", project=project, name="miner", flavor="f-big", power="on")
+    here.fed.until(lambda: records(here.fed, "stray"))
     here.fed.settled()
     assert len(records(here.fed)) == 1
+
+
+def test_what_a_living_resource_could_still_take_over_is_no_orphan(here: Sky) -> None:
+    leave_behind(here)
+    here.fed.until(lambda: records(here.fed))
+    here.apply("Volume", "data", size=7, adopt="volume-nothing")
+    here.fed.until(lambda: here.fed.ready("Volume", "data", "alpha") == ("False", "Blocked"))
+    here.fed.until(lambda: records(here.fed) == [])
+    here.fed.settled(0.6)
+    assert records(here.fed) == []
+    assert plan(here.fed) is None
+
+
+def test_the_plan_of_a_restored_database_does_not_sweep(here: Sky) -> None:
+    id = leave_behind(here)
+    here.fed.until(lambda: plan(here.fed))
+    fed = here.fed
+    fed.runtime.close()
+    store = Store(f"sqlite:///{fed.runtime.data / 'ground.db'}", fed.runtime.kinds, restored="rolled back")
+    store.open()
+    store.close()
+    fed.runtime = fed._build()
+    fed.runtime.open()
+    hasten(fed)
+    fed.until(lambda: records(fed))
+    fed.settled(0.6)
+    (held,) = fed.runtime.plans.list("held")
+    assert (held["id"].split(":")[0], held["changes"]) == ("restore", [])
+    fed.runtime.plans.approve(held["id"], held["digest"], ADA, "act again")
+    fed.until(lambda: plan(fed))
+    fed.settled()
+    assert [t.id for t in here.made("volume")] == [id]
 
 
 def test_orphans_on_hosts_are_swept_the_same_way(tmp_path: Path) -> None:

@@ -69,9 +69,7 @@ class FinderReconciler(Reconciler[Site]):
             return Plan(again=wait)
         self._searched[site] = look.now
         known = {r.metadata.name: r for r in look.all(Orphan) if r.spec.site == site}
-        if not snapshot.complete:
-            # What was not listed is not gone; what is new is found when all is.
-            return Plan(again=self.every)
+        # Of a partial listing too: what it does not name is kept in the snapshot as it was last seen.
         projects = {
             e.doc["status"].get("id", "") for e in look.entries("Project") if e.doc["spec"].get("site") == site
         } - {""}
