@@ -186,6 +186,12 @@ def test_a_site_that_is_no_cloud_says_so(place: tuple[Federation, Ask]) -> None:
     assert (body["driver"], body["items"], body["looked"]) == ("memory", [], "")
 
 
+def test_what_cannot_be_a_type_is_none_at_any_site(place: tuple[Federation, Ask]) -> None:
+    _, ask = place
+    for site in ("bari", "plain"):
+        assert ask("kim", f"{site}/inventory/%C3%97%C3%B8").status_code == 404
+
+
 def test_an_unknown_type_is_told_what_there_is(place: tuple[Federation, Ask]) -> None:
     _, ask = place
     message = ask("kim", "bari/inventory/flavour").json()["error"]["message"]

@@ -10,6 +10,7 @@ from groundcontrol.interfaces.api.answers import encoded
 from groundcontrol.interfaces.api.derive import API, LIMIT, ref
 from groundcontrol.interfaces.api.operation import Call, Operation, Param
 from groundcontrol.kernel.errors import NotFound, Unavailable
+from groundcontrol.kernel.resource import NAME
 
 
 def operations() -> Iterator[Operation]:
@@ -33,4 +34,6 @@ async def _inventory(call: Call) -> Response:
     if reader is None:
         raise Unavailable("this server keeps no inventory; it was assembled without one")
     type_, limit, proceed = call.path.get("type", ""), call.query.get("limit", 0), call.query.get("continue") or ""
+    if "type" in call.path and not NAME.fullmatch(type_):
+        raise NotFound(f"no type of thing is called {type_!r}")
     return encoded(await call.blocking(lambda: reader(call.subject, key.name, type_, limit, proceed)))
