@@ -14,7 +14,7 @@ from cryptography import x509
 
 from groundcontrol.drivers.openstack.listing import Doc, OverBudget
 from groundcontrol.drivers.openstack.options import Verify
-from groundcontrol.drivers.openstack.session import Answer, Connection, root_of
+from groundcontrol.drivers.openstack.session import PLAIN, Answer, Connection, root_of
 from groundcontrol.drivers.openstack.things import QUOTA
 from groundcontrol.kernel.errors import GroundError, NotFound, Refused, Unavailable
 from groundcontrol.ports.cloud import Endpoint, Host, QuotaUse, Thing
@@ -64,7 +64,7 @@ def endpoint(connection: Connection, service: str, address: str, region: str) ->
     until = time.monotonic() + min(connection.options.longest, 10.0)
     before = time.time()
     try:
-        arguments = {"headers": {"Accept": "application/json"}}
+        arguments = {"headers": PLAIN}
         answer = connection.send(service, "GET", root, f"{connection.name}: versions of {service}", until, arguments)
     except GroundError as error:
         problem = error.message.removeprefix(f"{connection.name}: versions of {service}: ")

@@ -34,6 +34,8 @@ LARGEST = 64 << 20
 AT_ONCE = 8
 """Calls to one service under way, those whose callers have gone among them."""
 READS = ("GET", "HEAD")
+PLAIN = {"Accept": "application/json", "Accept-Encoding": "identity"}
+"""Headers of every request. Bodies are read as they come, so they come as they are."""
 
 SERVICES: Mapping[str, tuple[str, ...]] = {
     "compute": ("compute",),
@@ -85,7 +87,6 @@ class Connection:
         self._credentials = credentials
         web = requests.Session()
         web.trust_env = False
-        web.verify = options.verify
         adapter = requests.adapters.HTTPAdapter(pool_connections=16, pool_maxsize=AT_ONCE)
         web.mount("https://", adapter)
         web.mount("http://", adapter)
@@ -257,7 +258,7 @@ class Connection:
     ) -> Answer:
         for last in (False, True):
             access = self.sign_in(scope, until)
-            sent = {"Accept": "application/json", "X-Auth-Token": access.auth_token, **(headers or {})}
+            sent = {**PLAIN, "X-Auth-Token": access.auth_token, **(headers or {})}
             if version:
                 sent["OpenStack-API-Version"] = f"{_MICROVERSION[service]} {version}"
             arguments: dict[str, Any] = {"headers": sent}
@@ -343,16 +344,16 @@ def _plugin(address: str, credentials: Credentials, project: str) -> BaseIdentit
 
 
 def _read(response: requests.Response, until: float) -> bytes:
+    """The body. Piece by piece as it comes: whoever sends a byte now and then does not keep us for ever."""
     parts, size = [], 0
-    for part in response.iter_content(1 << 16):
+    while part := response.raw.read1(1 << 16):
         parts.append(part)
         size += len(part)
         if size > LARGEST:
             raise OSError(f"the answer is longer than {LARGEST >> 20} MiB")
         if time.monotonic() > until:
             raise OSError("the answer did not end in time")
-    declared = response.headers.get("Content-Length", "")
-    if declared.isdigit() and not response.headers.get("Content-Encoding") and size < int(declared):
+    if response.raw.length_remaining:
         raise OSError("the answer was cut off")
     return b"".join(parts)
 
