@@ -22,7 +22,7 @@ from groundcontrol.ports.twins.processes import MemoryHost
 from groundcontrol.ports.twins.repository import TwinRepositories
 from groundcontrol.ports.twins.web import MemoryWeb
 
-PATIENCE = 15.0
+PATIENCE = 60.0
 """Seconds a test waits for what must come; a bound against hanging, not a measure."""
 
 

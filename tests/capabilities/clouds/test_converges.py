@@ -16,7 +16,7 @@ from groundcontrol.ports.twins.cloud import MemoryCloud, Moment
 from tests.capabilities.clouds.sky import Sky, sky
 
 RUNS = 200
-LONG = 90.0
+LONG = 400.0
 """Seconds in which all runs end; a bound against hanging."""
 
 
