@@ -341,6 +341,31 @@ def test_a_deletion_never_completes_while_nobody_can_look(rigs: Make, how: str) 
     assert rig.outside.things() == {}
 
 
+def test_an_end_that_could_not_be_seen_is_looked_at_again(rigs: Make) -> None:
+    rig = rigs()
+    rig.make("a", names=["x"])
+    rig.turns_until_quiet("a")
+    rig.delete("a")
+    until(lambda: rig.turns.turn(rig.reconciler, key("a")) and not rig.outside.things())
+    until(lambda: rig.world.seen(Target("site/a", "thing", "x")).truth == "absent")
+    looks: list[str] = []
+
+    def every_second_is_lost(call: str, moment: str, id_: str) -> None:
+        if call == "direct":
+            looks.append(id_)
+            if len(looks) == 2:
+                raise Unavailable("no answer")
+
+    rig.outside.hook = every_second_is_lost
+    outcomes = []
+    while rig.store.get(key("a")) and len(outcomes) < 5:
+        outcomes.append(rig.turns.turn(rig.reconciler, key("a")).again)
+    assert len(looks) >= 2, "the second look is the one before it goes"
+    assert outcomes[0] is not None, "nothing is heard of what is gone: it must look again by itself"
+    assert outcomes[0] <= 1.0
+    assert rig.store.get(key("a")) is None
+
+
 def test_a_reconciler_that_is_too_sure_does_not_end_a_resource(rigs: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = rigs()
     rig.make("a", names=["x"])

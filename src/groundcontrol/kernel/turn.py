@@ -39,6 +39,8 @@ SETTLE = 5.0
 GATHER = 1.0
 """Seconds for which what destroys is only counted, so that a thousand small plans with one cause are seen as one."""
 
+UNSEEN = 1.0
+"""Seconds after which a resource that is to go is looked at again when it could not be seen whether all it had went."""
 OBSERVING = 5.0
 """Seconds after which a Run asks again whether this installation acts."""
 
@@ -463,7 +465,10 @@ class Turns:
         if turn.plan.waiting or turn.plan.problems or turn.twice or self.store.children(turn.uid):
             return False
         stays = reconciler.keeps(turn.resource)
-        if not stays and any(look.seen(t).truth != "absent" for t in look.claims):
+        left = set() if stays else {look.seen(t).truth for t in look.claims} - {"absent"}
+        if left:
+            if "unknown" in left:
+                turn.confirm_in = min(turn.confirm_in or UNSEEN, UNSEEN)  # nothing need be heard of what is gone
             return False
 
         def finish(tx: Tx) -> None:
