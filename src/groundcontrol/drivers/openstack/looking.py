@@ -86,6 +86,8 @@ class Looking:
         self._built: tuple[Any, CloudObserved | None] = (None, None)
         self._sequence = 0
         self._hurry = False
+        self._asked = 0.0
+        """When the last asking began, of the monotonic clock: what was changed before has to be in its answer."""
         self._closed = False
 
     def close(self) -> None:
@@ -172,6 +174,7 @@ class Looking:
     def _refresh(self, until: float) -> None:
         """Start every part that is due, and wait for those that run until the moment given."""
         with self._news:
+            self._asked = time.monotonic()
             for part in self._parts:
                 if not part.running and part.due():
                     part.running = True
@@ -342,7 +345,8 @@ class Looking:
 
     def _fresh(self, shelf: Shelf) -> bool:
         every = self.options.poll if shelf.row.tells_deleted else self.options.relist
-        return shelf.age() < every + GRACE and not (shelf.touched and shelf.error)
+        changed = any(when <= self._asked for when in list(shelf.touched.values()))
+        return shelf.age() < every + GRACE and not changed
 
     def _missing(self, shelf: Shelf) -> str:
         """Why a type is not told; empty when it is."""
