@@ -47,6 +47,8 @@ from groundcontrol.kernel.store import Store
 from groundcontrol.kernel.tx import Tx
 from groundcontrol.ports.cloud import UNMARKED, Mark, Thing
 
+BLOCKED_FOR = 5.0
+"""Seconds after which something that a person has to move out of the way is looked for again."""
 LOOK_AGAIN = 30.0
 """Seconds after which something that is waited for is looked at even when nothing was heard."""
 
@@ -101,7 +103,7 @@ class CloudReconciler(Reconciler[CloudResource]):
         """Something whose id is known before it is made is there already."""
         thing = view.thing
         if thing is not None and self._type == "keypair" and differences(self._name, view.wanted, thing):
-            return Plan(problems=(f"a keypair {target.id} with another key is there already; delete it in the cloud",))
+            return _blocked(f"a keypair {target.id} with another key is there already; delete it in the cloud")
         return Plan((_adoption(target, "it is there already"),))
 
     def _obtain(self, resource: CloudResource, view: View, look: Look) -> Plan:
@@ -115,11 +117,11 @@ class CloudReconciler(Reconciler[CloudResource]):
         ours = [t for t in found if t.mark is not None and t.mark.installation == look.installation]
         if len(ours) > 1:
             names = ", ".join(sorted(t.id for t in ours))
-            return Plan(problems=(f"several things carry the mark of this: {names}; name one in spec.adopt",))
+            return _blocked(f"several things carry the mark of this: {names}; name one in spec.adopt")
         if ours:
             return Plan((_adoption(Target(driver, self._type, ours[0].id), "it carries our mark"),))
         if found and adopt != NEW:
-            return Plan(problems=(_other_installation(found[0]),))
+            return _blocked(_other_installation(found[0]))
         if view.missing or view.open:
             return Plan(waiting="; ".join(view.missing), again=LOOK_AGAIN)
         wait = self._back_off(resource, look)
@@ -146,10 +148,10 @@ class CloudReconciler(Reconciler[CloudResource]):
         if seen.truth == "unknown":
             return Plan(waiting=seen.message, again=1.0)
         if seen.truth == "absent":
-            return Plan(problems=(f"spec.adopt: there is no {self._noun} {target.id} at the site",))
+            return _blocked(f"spec.adopt: there is no {self._noun} {target.id} at the site")
         if resource.metadata.namespace and (not view.project or seen.item.project != view.project):
             # Not told apart from absence: what other projects have is nobody's business.
-            return Plan(problems=(f"spec.adopt: there is no {self._noun} {target.id} in the project",))
+            return _blocked(f"spec.adopt: there is no {self._noun} {target.id} in the project")
         return Plan((_adoption(target, "it is taken over as it is"),))
 
     def _closed(self, resource: CloudResource, look: Look) -> str:
@@ -214,7 +216,7 @@ class CloudReconciler(Reconciler[CloudResource]):
             )
             return Plan((change,))
         if todo.replace and (asked := set_and_not_done(resource.as_doc(), {d.field for d in todo.replace})):
-            return Plan(problems=(f"{asked.verb} has not come true: look at the operation in the status",))
+            return _blocked(f"{asked.verb} has not come true: look at the operation in the status")
         if todo.replace:
             return Plan((self._replacement(resource, view.target, todo),))
         return Plan()
@@ -457,6 +459,11 @@ def own_fields(wanted: Mapping[str, Any], thing: Thing) -> dict[str, Any]:
     return {n: own_group(v, thing.id) if n == "rules" else v for n, v in wanted.items()}
 
 
+def _blocked(why: str) -> Plan:
+    """What stands in the way is nobody's of ours, so nothing is heard when it goes: it is looked at again."""
+    return Plan(problems=(why,), again=BLOCKED_FOR)
+
+
 def _adoption(target: Target, reason: str) -> Change:
     return Change(target, "adopt", {"thing": (None, target.id)}, reason=f"{target.id}: {reason}", event="Adopted")
 
@@ -525,6 +532,9 @@ def _ready(resource: CloudResource, status: ThingStatus, view: View, plan: Plan,
         return "False", status.fault.cause or "Failed", in_words(status.fault.cause, status.fault.message)
     if aside := parked(resource.metadata.annotations, thing):
         return ("True" if aside[0] == "Resized" else "False"), *aside
+    if doing := next((c for c in plan.changes if c.verb != "adopt" and not (c.verb == "update" and c.warning)), None):
+        # What was changed by hand and is put back was there all the time; this is another thing, or not yet the wanted.
+        return "False", "Changing", doing.reason or f"{doing.verb} is under way"
     if thing.state == "off":
         meant = getattr(resource.spec, "power", "on") != "on"
         return ("True", "Off", "it is there and stopped") if meant else ("False", "Off", "it is stopped")
